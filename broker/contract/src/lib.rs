@@ -1,1 +1,22 @@
-//! placeholder
+//! Every byte that crosses NATS between brokers and workers.
+//!
+//! Owns subjects, stream and consumer names, the request envelope, reply
+//! frames, claims, cancels, presence, the configuration snapshot and audit
+//! records. Does no I/O and knows no runtime, so a client may take the
+//! protocol without the servers. Messages grow by optional fields only;
+//! `fixtures/` holds the bytes that older versions wrote.
+
+#![warn(unreachable_pub)]
+
+pub mod audit;
+pub mod cancel;
+pub mod claim;
+pub mod envelope;
+pub mod failure;
+pub mod frame;
+pub mod name;
+pub mod presence;
+pub mod seal;
+pub mod snapshot;
+pub mod subject;
+pub mod trace;

@@ -1,0 +1,192 @@
+//! Audit records on their way through [`crate::subject::AUDIT_STREAM`] to Postgres.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::claim::json_message;
+use crate::name::{FeatureName, Lane, ModelName};
+
+/// One record about one request. At most one of each kind stands per request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AuditRecord {
+    /// Which of a request's records it is.
+    pub kind: AuditKind,
+    /// The request, a UUIDv7; its time decides the partition.
+    pub request_id: Uuid,
+    /// When it happened at the broker, microseconds since the epoch.
+    pub occurred_at_us: i64,
+    /// The broker that wrote it.
+    pub broker: String,
+    /// Who asked.
+    pub who: Who,
+    /// For what.
+    pub what: What,
+    /// How it ended; on [`AuditKind::Ended`] only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<End>,
+}
+
+/// Which of a request's records a record is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AuditKind {
+    /// Durably queued.
+    Admitted,
+    /// The one terminal record.
+    Ended,
+}
+
+impl AuditKind {
+    /// The kind's snake_case name, also its subject token.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            AuditKind::Admitted => "admitted",
+            AuditKind::Ended => "ended",
+        }
+    }
+}
+
+/// Who asked.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Who {
+    /// `gitlab` or `api_token`.
+    pub auth: String,
+    /// The GitLab instance's id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance_id: Option<String>,
+    /// GitLab's global user id (a hash); absent for system calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_id: Option<String>,
+    /// The API token's id or the JWT's `jti`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_id: Option<String>,
+    /// The client program, as its headers say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
+    /// The peer's address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+}
+
+/// What was asked for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct What {
+    /// The route, such as `/v2/code/completions`.
+    pub route: String,
+    /// The feature.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feature: Option<FeatureName>,
+    /// The lane.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lane: Option<Lane>,
+    /// The model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelName>,
+    /// Prompt template.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_id: Option<String>,
+    /// Its version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_version: Option<String>,
+    /// Configuration revision.
+    pub config_revision: u64,
+    /// Did the client ask for a stream?
+    pub stream: bool,
+    /// Bytes of the body for the model server.
+    pub body_bytes: u64,
+    /// `X-Request-ID` of the caller, its correlation id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub correlation_id: Option<String>,
+    /// W3C trace id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<String>,
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct End {
+    /// The outcome.
+    pub outcome: Outcome,
+    /// Why, a snake_case word: a failure kind, a refusal's or a cancellation's reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The worker of the last attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<String>,
+    /// Attempts made.
+    pub attempts: u32,
+    /// From acceptance to the first claim, microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_wait_us: Option<i64>,
+    /// From acceptance to the first chunk, microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_byte_us: Option<i64>,
+    /// From acceptance to the end, microseconds.
+    pub duration_us: i64,
+    /// Tokens of the prompt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_tokens: Option<i64>,
+    /// Tokens generated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_tokens: Option<i64>,
+}
+
+/// The six ways to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The client has the whole answer.
+    Completed,
+    /// It failed; the reason is a failure kind.
+    Failed,
+    /// The client left, or something stopped it on purpose.
+    Cancelled,
+    /// It was not taken on.
+    Refused,
+    /// Its time ran out.
+    Expired,
+    /// Its broker died; the sweeper wrote this.
+    Abandoned,
+}
+
+impl Outcome {
+    /// Every outcome, for metrics that start at zero.
+    pub const ALL: [Outcome; 6] = [
+        Outcome::Completed,
+        Outcome::Failed,
+        Outcome::Cancelled,
+        Outcome::Refused,
+        Outcome::Expired,
+        Outcome::Abandoned,
+    ];
+
+    /// The outcome's snake_case name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Completed => "completed",
+            Outcome::Failed => "failed",
+            Outcome::Cancelled => "cancelled",
+            Outcome::Refused => "refused",
+            Outcome::Expired => "expired",
+            Outcome::Abandoned => "abandoned",
+        }
+    }
+}
+
+impl std::str::FromStr for Outcome {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Outcome::ALL
+            .into_iter()
+            .find(|o| o.as_str() == text)
+            .ok_or_else(|| {
+                let known: Vec<_> = Outcome::ALL.iter().map(|o| o.as_str()).collect();
+                format!("unknown outcome {text:?}: {}", known.join(", "))
+            })
+    }
+}
+
+json_message!(AuditRecord);

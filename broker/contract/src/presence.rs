@@ -1,0 +1,51 @@
+//! What a worker says of itself, under its name in [`crate::subject::WORKERS_BUCKET`].
+
+use serde::{Deserialize, Serialize};
+
+use crate::claim::json_message;
+use crate::name::ModelName;
+
+/// A worker's presence; the key expires unless it is renewed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Presence {
+    /// The worker's name, a subject token.
+    pub worker: String,
+    /// Program version.
+    pub version: String,
+    /// Started at, milliseconds since the epoch.
+    pub started_at_ms: u64,
+    /// Is it draining?
+    #[serde(default)]
+    pub draining: bool,
+    /// The models it serves.
+    pub models: Vec<ServedModel>,
+}
+
+/// One model that a worker serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServedModel {
+    /// The model.
+    pub model: ModelName,
+    /// The model server's name in the worker's file; servers share slots among models.
+    pub server: String,
+    /// Requests the server takes at once.
+    pub slots: u32,
+    /// Slots in use now.
+    pub in_flight: u32,
+    /// `passing`, `tripped` or `probing`.
+    pub breaker: BreakerState,
+}
+
+/// State of the breaker before a model server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BreakerState {
+    /// Requests pass.
+    Passing,
+    /// The server keeps failing: the worker pulls nothing for it.
+    Tripped,
+    /// One request tries whether the server is well again.
+    Probing,
+}
+
+json_message!(Presence);

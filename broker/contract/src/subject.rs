@@ -1,0 +1,182 @@
+//! The only code that builds or parses a subject, and the home of every
+//! stream, consumer and bucket name.
+
+use uuid::Uuid;
+
+use crate::name::{FeatureName, Lane, ModelName};
+
+/// Live requests: work queue, owner is the broker that holds the client.
+pub const LIVE_STREAM: &str = "DUO_LIVE";
+/// Jobs: work queue, owner is a row in Postgres.
+pub const JOBS_STREAM: &str = "DUO_JOBS";
+/// Replies of jobs, replayable from any frame.
+pub const JOB_REPLIES_STREAM: &str = "DUO_JOB_REPLIES";
+/// Audit records on their way to Postgres.
+pub const AUDIT_STREAM: &str = "DUO_AUDIT";
+/// Requests that were given up, with every attempt's story.
+pub const DEAD_STREAM: &str = "DUO_DEAD";
+
+/// Key-value bucket of the configuration snapshot; brokers and workers read it.
+pub const CONFIG_BUCKET: &str = "duo_config";
+/// Key-value bucket of token hashes and issuers; brokers only.
+pub const IDENTITY_BUCKET: &str = "duo_identity";
+/// Key-value bucket of worker presence; keys expire.
+pub const WORKERS_BUCKET: &str = "duo_workers";
+/// The one key of [`CONFIG_BUCKET`] and of [`IDENTITY_BUCKET`].
+pub const SNAPSHOT_KEY: &str = "snapshot";
+
+/// Subjects that the live stream stores.
+pub const LIVE_SUBJECTS: &str = "duo.requests.>";
+/// Subjects that the jobs stream stores.
+pub const JOBS_SUBJECTS: &str = "duo.jobs.>";
+/// Subjects that the job replies stream stores.
+pub const JOB_REPLIES_SUBJECTS: &str = "duo.job_replies.>";
+/// Subjects that the audit stream stores.
+pub const AUDIT_SUBJECTS: &str = "duo.audit.>";
+/// Subjects that the dead-letter stream stores.
+pub const DEAD_SUBJECTS: &str = "duo.dead.>";
+/// Durable consumer that moves audit records into Postgres.
+pub const AUDIT_CONSUMER: &str = "audit_writer";
+
+/// NATS header naming the key that sealed the body.
+pub const KEY_ID_HEADER: &str = "Duo-Key-Id";
+
+/// Subject of a live request: `duo.requests.<lane>.<feature>.<model>.<key>`.
+#[must_use]
+pub fn request(lane: Lane, feature: &FeatureName, model: &ModelName, key: &str) -> String {
+    format!("duo.requests.{lane}.{feature}.{}.{key}", model.token())
+}
+
+/// Subject of a job: `duo.jobs.<lane>.<feature>.<model>.<job>`.
+#[must_use]
+pub fn job(lane: Lane, feature: &FeatureName, model: &ModelName, job: Uuid) -> String {
+    format!("duo.jobs.{lane}.{feature}.{}.{}", model.token(), job.simple())
+}
+
+/// The key under which a broker publishes a live request again, which no
+/// caller's limit covers.
+#[must_use]
+pub fn republish_key(request: Uuid) -> String {
+    format!("r-{}", request.simple())
+}
+
+/// Filter of the consumer that serves one live lane of one model.
+#[must_use]
+pub fn live_filter(lane: Lane, model: &ModelName) -> String {
+    format!("duo.requests.{lane}.*.{}.*", model.token())
+}
+
+/// Filter of the consumer that serves one lane of one model's jobs.
+#[must_use]
+pub fn jobs_filter(lane: Lane, model: &ModelName) -> String {
+    format!("duo.jobs.{lane}.*.{}.*", model.token())
+}
+
+/// Durable consumer of one lane and model, the same name in the live and the
+/// jobs stream: `<lane>-<model>`.
+#[must_use]
+pub fn consumer(lane: Lane, model: &ModelName) -> String {
+    format!("{lane}-{}", model.token())
+}
+
+/// Where a worker's pull for one message is sent.
+#[must_use]
+pub fn pull(stream: &str, consumer: &str) -> String {
+    format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}")
+}
+
+/// Reply subject of one request, held by one broker.
+#[must_use]
+pub fn reply(broker: &str, request: Uuid) -> String {
+    format!("duo.replies.{broker}.{}", request.simple())
+}
+
+/// Every reply of one broker.
+#[must_use]
+pub fn replies_of(broker: &str) -> String {
+    format!("duo.replies.{broker}.*")
+}
+
+/// The request a reply subject belongs to.
+#[must_use]
+pub fn request_of_reply(subject: &str) -> Option<Uuid> {
+    let mut tokens = subject.strip_prefix("duo.replies.")?.split('.');
+    let (_broker, request) = (tokens.next()?, tokens.next()?);
+    if tokens.next().is_some() {
+        return None;
+    }
+    Uuid::try_parse(request).ok()
+}
+
+/// Where a broker answers claims for its live requests.
+#[must_use]
+pub fn claims(broker: &str) -> String {
+    format!("duo.claims.{broker}")
+}
+
+/// Where any broker answers claims for jobs.
+pub const JOB_CLAIMS: &str = "duo.claims.jobs";
+
+/// Where a worker hears that an attempt is to stop.
+#[must_use]
+pub fn cancels(worker: &str) -> String {
+    format!("duo.cancels.{worker}")
+}
+
+/// Where brokers hear that a newer request of the same person and file has
+/// taken an older one's place.
+#[must_use]
+pub fn superseded(key: &str) -> String {
+    format!("duo.superseded.{key}")
+}
+
+/// Every [`superseded`] subject.
+pub const SUPERSEDED_ALL: &str = "duo.superseded.*";
+
+/// Subject of audit records of one kind, such as `admitted`.
+#[must_use]
+pub fn audit(kind: &str) -> String {
+    format!("duo.audit.{kind}")
+}
+
+/// Subject of a dead letter.
+#[must_use]
+pub fn dead(feature: &FeatureName, model: &ModelName) -> String {
+    format!("duo.dead.{feature}.{}", model.token())
+}
+
+/// Is `text` safe as one subject token, as broker and worker names must be?
+#[must_use]
+pub fn is_token(text: &str) -> bool {
+    !text.is_empty()
+        && text.len() <= 64
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_subject_names_its_request() {
+        let id = Uuid::now_v7();
+        let subject = reply("b1", id);
+        assert_eq!(request_of_reply(&subject), Some(id));
+        assert_eq!(request_of_reply("duo.replies.b1.x"), None);
+        assert_eq!(request_of_reply(&format!("{subject}.more")), None);
+    }
+
+    #[test]
+    fn a_request_subject_is_covered_by_its_consumers_filter() {
+        let model = ModelName::parse("v0.3").expect("a name");
+        let feature = FeatureName::parse("duo_chat").expect("a name");
+        let subject = request(Lane::Interactive, &feature, &model, "abc-0");
+        assert_eq!(subject, "duo.requests.interactive.duo_chat.v0_2E3.abc-0");
+        assert_eq!(
+            live_filter(Lane::Interactive, &model),
+            "duo.requests.interactive.*.v0_2E3.*"
+        );
+    }
+}
