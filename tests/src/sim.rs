@@ -28,6 +28,8 @@ mod unary;
 mod vocabulary;
 mod write;
 
+use std::error::Error;
+use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -60,6 +62,18 @@ pub struct TooLate {
     /// The counters when the wait ended.
     pub stats: Stats,
 }
+
+impl fmt::Display for TooLate {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            out,
+            "it did not happen in time; the counters say {:?}",
+            self.stats
+        )
+    }
+}
+
+impl Error for TooLate {}
 
 impl Sim {
     /// Starts a server on a free port.

@@ -34,7 +34,7 @@ enum Command {
 #[derive(clap::Args)]
 struct State {
     /// Folder with key and instance id; made if it does not exist
-    #[arg(long, value_name = "DIR", env = "DUO_GITLAB_STATE")]
+    #[arg(long, value_name = "DIR")]
     state: PathBuf,
 }
 

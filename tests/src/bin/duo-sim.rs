@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 
 use anyhow::Context as _;
@@ -49,9 +49,16 @@ async fn main() -> anyhow::Result<()> {
         .await
         .with_context(|| format!("cannot listen on {}", options.listen))?;
     if let Some(path) = &options.url_file {
-        std::fs::write(path, sim.url()).with_context(|| format!("cannot write {}", path.display()))?;
+        announce(path, &sim.url()).with_context(|| format!("cannot write {}", path.display()))?;
     }
     writeln!(std::io::stdout(), "{}", sim.url()).context("cannot print the base URL")?;
     sim.stopped().await;
     Ok(())
+}
+
+/// Writes the URL aside and moves it into place, so that whoever waits for the file never reads half of it.
+fn announce(path: &Path, url: &str) -> std::io::Result<()> {
+    let draft = path.with_extension("draft");
+    std::fs::write(&draft, url)?;
+    std::fs::rename(draft, path)
 }

@@ -2,7 +2,8 @@
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
-use serde_json::json;
+use serde::Serialize;
+use serde_json::{Value, json};
 
 /// Why a request was refused.
 #[derive(Debug)]
@@ -12,6 +13,21 @@ pub(crate) struct Refusal {
     kind: &'static str,
     param: Option<String>,
     retry_after: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Wrapped {
+    error: ErrorObject,
+}
+
+/// Fields in the order in which vLLM writes them.
+#[derive(Serialize)]
+struct ErrorObject {
+    message: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    param: Option<String>,
+    code: u16,
 }
 
 impl Refusal {
@@ -75,10 +91,15 @@ impl Refusal {
         Self::new(StatusCode::UNAUTHORIZED, "Unauthorized", String::new())
     }
 
-    /// The JSON object that stands under `error`.
-    pub(crate) fn error(&self) -> serde_json::Value {
-        let (message, kind, param) = (&self.message, self.kind, &self.param);
-        json!({"message": message, "type": kind, "param": param, "code": self.status.as_u16()})
+    /// The refusal as an event in mid-stream, spaced as vLLM spaces it there.
+    pub(crate) fn event(&self) -> String {
+        let text = |text: &str| Value::from(text).to_string();
+        let (message, kind) = (text(&self.message), text(self.kind));
+        let param = self.param.as_deref().map_or_else(|| "null".to_owned(), text);
+        let code = self.status.as_u16();
+        format!(
+            "data: {{\"error\": {{\"message\": {message}, \"type\": {kind}, \"param\": {param}, \"code\": {code}}}}}\n\n"
+        )
     }
 
     fn new(status: StatusCode, kind: &'static str, message: String) -> Self {
@@ -101,11 +122,18 @@ impl Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let body = match self.status {
-            StatusCode::UNAUTHORIZED => json!({"error": "Unauthorized"}),
-            _ => json!({"error": self.error()}),
+        let mut response = if self.status == StatusCode::UNAUTHORIZED {
+            (self.status, axum::Json(json!({"error": "Unauthorized"}))).into_response()
+        } else {
+            let (message, param) = (self.message, self.param);
+            let error = ErrorObject {
+                message,
+                kind: self.kind,
+                param,
+                code: self.status.as_u16(),
+            };
+            (self.status, axum::Json(Wrapped { error })).into_response()
         };
-        let mut response = (self.status, axum::Json(body)).into_response();
         if let Some(seconds) = self.retry_after {
             response
                 .headers_mut()

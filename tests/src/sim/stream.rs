@@ -9,7 +9,6 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream::unfold;
 use http::{HeaderValue, header};
-use serde_json::json;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
@@ -219,8 +218,7 @@ impl Stream {
                 Some(Step::Wrote(self.ask.answers.len()))
             }
             Fault::ErrorMid => {
-                let error = json!({"error": Refusal::engine_dead().error()});
-                out.extend_from_slice(format!("data: {error}\n\n").as_bytes());
+                out.extend_from_slice(Refusal::engine_dead().event().as_bytes());
                 self.stage = Stage::Done;
                 Some(Step::Wrote(1))
             }
