@@ -1,0 +1,87 @@
+//! One generation from its place in the line to its end, counted once whichever way it ends.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::shared::Shared;
+use super::slots::Slot;
+
+/// A request that waits or runs. Dropped before its end it counts as aborted by the client: nothing else drops it.
+#[derive(Debug)]
+pub(crate) struct Generation {
+    shared: Arc<Shared>,
+    slot: Option<Slot>,
+    ended: bool,
+}
+
+impl Generation {
+    /// A request about to join the line.
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            slot: None,
+            ended: false,
+        }
+    }
+
+    /// Waits in the line for a slot.
+    pub(crate) async fn start(&mut self) {
+        let slot = match self.shared.slots.try_take() {
+            Some(slot) => slot,
+            None => {
+                let slots = Arc::clone(&self.shared.slots);
+                let shared = Arc::clone(&self.shared);
+                let mut place = std::pin::pin!(slots.take());
+                // The first poll joins the line; those who wait for a longer line must hear of it.
+                tokio::select! {
+                    biased;
+                    slot = &mut place => slot,
+                    () = std::future::ready(()) => {
+                        shared.counters.touch();
+                        place.await
+                    }
+                }
+            }
+        };
+        self.slot = Some(slot);
+        self.shared.counters.started();
+    }
+
+    /// Counts tokens as they are generated.
+    pub(crate) fn tokens(&self, count: usize) {
+        self.shared.counters.add(&self.shared.counters.tokens, count);
+    }
+
+    /// The whole answer is handed out.
+    pub(crate) fn finish(&mut self) {
+        self.end();
+        self.shared.counters.finished();
+    }
+
+    /// A simulated fault ended it.
+    pub(crate) fn fail(&mut self) {
+        self.end();
+        self.shared.counters.failed();
+    }
+
+    fn end(&mut self) {
+        self.ended = true;
+        self.slot = None;
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        if self.shared.killed.load(Ordering::SeqCst) {
+            return self.fail();
+        }
+        let waiting = self.slot.take().is_none();
+        if waiting {
+            self.shared.counters.aborted_waiting();
+        }
+        self.shared.counters.aborted();
+    }
+}

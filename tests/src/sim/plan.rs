@@ -1,0 +1,167 @@
+//! One answer, decided before its first token is sent.
+//!
+//! Because the text is a pure function of the prompt, length, stop strings and finish reason are known at once;
+//! streaming only chooses when to say what.
+
+use super::sequence::{Place, Sequence};
+use super::vocabulary;
+
+/// What bounds an answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Tokens the request and the context leave room for.
+    pub(crate) budget: usize,
+    /// Words after which the model ends by itself, counted from the start of the whole answer.
+    pub(crate) natural: Option<usize>,
+}
+
+/// The text part of one choice.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    sequence: Sequence,
+    start: Place,
+    /// How many tokens it takes.
+    pub(crate) tokens: usize,
+    /// Bytes a client gets to see, if a stop string cuts the text.
+    visible: Option<usize>,
+    /// Why it ends.
+    pub(crate) finish: &'static str,
+    /// The stop string that ended it.
+    pub(crate) stop: Option<String>,
+}
+
+impl Plan {
+    /// Plans the answer of `sequence` from `start` on.
+    pub(crate) fn new(sequence: Sequence, start: Place, limits: Limits, stops: &[String]) -> Self {
+        let natural = limits.natural.map(|words| words.saturating_sub(start.word));
+        let tokens = natural.map_or(limits.budget, |natural| natural.min(limits.budget));
+        let finish = if natural == Some(tokens) { "stop" } else { "length" };
+        let mut plan = Self {
+            sequence,
+            start,
+            tokens,
+            visible: None,
+            finish,
+            stop: None,
+        };
+        if !stops.is_empty() {
+            plan.look_for_stop(stops);
+        }
+        plan
+    }
+
+    /// The id of the token at `index` of this answer.
+    pub(crate) fn id(&self, index: usize) -> u32 {
+        vocabulary::id(self.sequence.word(self.start.word + index), self.cut(index))
+    }
+
+    /// Appends the token at `index` as the inside of a JSON string; `written` counts bytes of the answer so far.
+    pub(crate) fn write(&self, index: usize, written: &mut usize, out: &mut Vec<u8>) {
+        if self.visible.is_none() && self.cut(index) == 0 {
+            let word = self.sequence.word(self.start.word + index);
+            return out.extend_from_slice(vocabulary::json(word).as_bytes());
+        }
+        let piece = self.piece(index);
+        let room = self
+            .visible
+            .map_or(piece.len(), |visible| visible.saturating_sub(*written));
+        *written += piece.len();
+        escape(&piece[..room.min(piece.len())], out);
+    }
+
+    fn piece(&self, index: usize) -> &'static str {
+        &vocabulary::text(self.sequence.word(self.start.word + index))[self.cut(index)..]
+    }
+
+    fn cut(&self, index: usize) -> usize {
+        if index == 0 { self.start.cut } else { 0 }
+    }
+
+    /// Ends the answer with the token that completes the first stop string, and hides the string itself.
+    fn look_for_stop(&mut self, stops: &[String]) {
+        let mut text = String::new();
+        for index in 0..self.tokens {
+            let before = text.len();
+            text.push_str(self.piece(index));
+            for stop in stops.iter().filter(|stop| !stop.is_empty()) {
+                let from = text.floor_char_boundary(before.saturating_sub(stop.len()));
+                if let Some(found) = text[from..].find(stop.as_str()) {
+                    self.visible = Some(from + found);
+                    self.tokens = index + 1;
+                    self.finish = "stop";
+                    self.stop = Some(stop.clone());
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Appends `text` escaped for the inside of a JSON string.
+pub(crate) fn escape(text: &str, out: &mut Vec<u8>) {
+    let quoted = serde_json::Value::from(text).to_string();
+    out.extend_from_slice(&quoted.as_bytes()[1..quoted.len() - 1]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(plan: &Plan) -> String {
+        let (mut written, mut out) = (0, Vec::from("\""));
+        (0..plan.tokens).for_each(|index| plan.write(index, &mut written, &mut out));
+        out.push(b'"');
+        serde_json::from_slice(&out).unwrap()
+    }
+
+    #[test]
+    fn the_natural_end_is_a_stop_and_anything_shorter_a_length() {
+        let sequence = Sequence::of("x");
+        let plan = |budget, natural| Plan::new(sequence, Place::default(), Limits { budget, natural }, &[]);
+        assert_eq!(
+            (plan(16, Some(16)).tokens, plan(16, Some(16)).finish),
+            (16, "stop")
+        );
+        assert_eq!(
+            (plan(15, Some(16)).tokens, plan(15, Some(16)).finish),
+            (15, "length")
+        );
+        assert_eq!((plan(20, None).tokens, plan(20, None).finish), (20, "length"));
+        assert_eq!(said(&plan(15, None)), sequence.text(15));
+    }
+
+    #[test]
+    fn a_stop_string_across_tokens_is_never_shown() {
+        let sequence = Sequence::of("stop me");
+        let whole = sequence.text(20);
+        let middle = sequence.text(7).len();
+        let stop = whole[middle - 1..middle + 2].to_owned();
+        let limits = Limits {
+            budget: 20,
+            natural: Some(20),
+        };
+        let plan = Plan::new(sequence, Place::default(), limits, std::slice::from_ref(&stop));
+        assert_eq!(said(&plan), whole[..whole.find(&stop).unwrap()]);
+        assert_eq!((plan.finish, plan.stop), ("stop", Some(stop)));
+    }
+
+    #[test]
+    fn a_continuation_ends_where_the_whole_answer_would_have() {
+        let sequence = Sequence::of("go on");
+        let start = Place { word: 5, cut: 2 };
+        let plan = Plan::new(
+            sequence,
+            start,
+            Limits {
+                budget: 100,
+                natural: Some(16),
+            },
+            &[],
+        );
+        let before = sequence.text(5).len() + 2;
+        assert_eq!(
+            (said(&plan), plan.tokens, plan.finish),
+            (sequence.text(16)[before..].to_owned(), 11, "stop")
+        );
+    }
+}
