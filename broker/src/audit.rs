@@ -1,27 +1,293 @@
 //! Opens and closes one audit record per request of a known caller.
+//!
+//! An *admitted* record goes to NATS back to back with the request; the one
+//! terminal record goes when the request ends, whichever way. Records travel
+//! through [`sink`], so that neither Postgres nor a restart of NATS makes a
+//! request wait or loses a record.
 
+pub mod sink;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use duo_contract::audit::{AuditKind, AuditRecord, End, Outcome, What, Who};
 use duo_contract::name::{FeatureName, ModelName};
+use duo_contract::snapshot::Feature;
 use uuid::Uuid;
+
+use crate::metrics::Metrics;
+use sink::AuditSink;
+
+/// Opens records. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct AuditLog {
+    broker: Arc<str>,
+    sink: AuditSink,
+    metrics: Metrics,
+}
+
+impl AuditLog {
+    /// A log that writes through `sink` under this broker's name.
+    #[must_use]
+    pub fn new(broker: &str, sink: AuditSink, metrics: Metrics) -> Self {
+        Self {
+            broker: broker.into(),
+            sink,
+            metrics,
+        }
+    }
+
+    /// Opens the record of a request that has just come in on `route`.
+    #[must_use]
+    pub fn open(
+        &self,
+        who: Who,
+        route: &str,
+        correlation_id: Option<String>,
+        traceparent: Option<&str>,
+    ) -> OpenRecord {
+        self.metrics.received.inc();
+        let traceparent = duo_contract::trace::child(traceparent);
+        let what = What {
+            route: route.to_owned(),
+            feature: None,
+            lane: None,
+            model: None,
+            prompt_id: None,
+            prompt_version: None,
+            config_revision: 0,
+            stream: false,
+            body_bytes: 0,
+            correlation_id,
+            trace_id: duo_contract::trace::trace_id(&traceparent).map(str::to_owned),
+        };
+        OpenRecord(Arc::new(Inner {
+            log: self.clone(),
+            request_id: Uuid::now_v7(),
+            received: Instant::now(),
+            traceparent,
+            state: Mutex::new(State {
+                who,
+                what,
+                phase: Phase::Early,
+            }),
+        }))
+    }
+
+    /// Do more records wait for NATS than a new request should add to?
+    #[must_use]
+    pub fn is_saturated(&self) -> bool {
+        self.sink.is_saturated()
+    }
+}
 
 /// A request's record from acceptance to its terminal record. Cheap to clone;
 /// the last clone's drop closes what nobody closed, as cancelled.
 #[derive(Debug, Clone)]
-pub struct OpenRecord {}
+pub struct OpenRecord(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    log: AuditLog,
+    request_id: Uuid,
+    received: Instant,
+    traceparent: String,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    who: Who,
+    what: What,
+    phase: Phase,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Not admitted: a refusal or the client's going ends it.
+    Early,
+    /// Admitted: the dispatch ends it.
+    Admitted,
+    /// Its terminal record is written.
+    Closed,
+}
 
 impl OpenRecord {
     /// The request's id, a UUIDv7.
     #[must_use]
     pub fn request_id(&self) -> Uuid {
-        unimplemented!()
+        self.0.request_id
     }
 
-    /// What the record is to say the request was for.
-    pub fn note(&self, _feature: Option<&FeatureName>, _model: Option<&ModelName>, _stream: bool) {
-        unimplemented!()
+    /// When the request came in.
+    #[must_use]
+    pub fn received(&self) -> Instant {
+        self.0.received
     }
 
-    /// Closes the record as refused, unless it is closed or handed to the queue.
-    pub fn refuse(&self, _reason: &str) {
-        unimplemented!()
+    /// The trace context to hand on.
+    #[must_use]
+    pub fn traceparent(&self) -> &str {
+        &self.0.traceparent
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the record is to say the request was for, as far as it is known.
+    pub fn note(&self, feature: Option<&FeatureName>, model: Option<&ModelName>, stream: bool) {
+        let mut state = self.state();
+        if let Some(feature) = feature {
+            state.what.feature = Some(feature.clone());
+        }
+        if let Some(model) = model {
+            state.what.model = Some(model.clone());
+        }
+        state.what.stream = stream;
+    }
+
+    /// Notes the feature's lane and the revision that the request runs under.
+    pub fn note_route(&self, feature: &Feature, revision: u64) {
+        let mut state = self.state();
+        state.what.lane = Some(feature.lane);
+        state.what.config_revision = revision;
+    }
+
+    /// Notes the template and the size of what goes to the model server.
+    pub fn note_work(&self, prompt: Option<&(String, String)>, body_bytes: usize) {
+        let mut state = self.state();
+        if let Some((id, version)) = prompt {
+            state.what.prompt_id = Some(id.clone());
+            state.what.prompt_version = Some(version.clone());
+        }
+        state.what.body_bytes = u64::try_from(body_bytes).unwrap_or(u64::MAX);
+    }
+
+    /// Closes the record as refused, unless the queue has the request or the
+    /// record is closed already.
+    pub fn refuse(&self, reason: &str) {
+        let mut state = self.state();
+        if state.phase == Phase::Early {
+            self.0.log.metrics.refused_early.inc();
+            self.0.log.metrics.refusals.with_label_values(&[reason]).inc();
+            self.0.end_early(&mut state, Outcome::Refused, reason);
+        }
+    }
+
+    /// The *admitted* record; from now on only [`OpenRecord::close`] ends it.
+    pub(crate) fn admit(&self) -> AuditRecord {
+        let mut state = self.state();
+        state.phase = Phase::Admitted;
+        let metrics = &self.0.log.metrics;
+        metrics.admitted.inc();
+        metrics.open.inc();
+        if let Some(model) = &state.what.model {
+            metrics.inference_began(model.as_str());
+        }
+        self.0.record(&state, AuditKind::Admitted, None)
+    }
+
+    /// Writes the terminal record of an admitted request; later calls do nothing.
+    pub(crate) fn close(&self, end: End) {
+        let mut state = self.state();
+        if state.phase != Phase::Admitted {
+            return;
+        }
+        state.phase = Phase::Closed;
+        let metrics = &self.0.log.metrics;
+        metrics.open.dec();
+        metrics.ended.with_label_values(&[end.outcome.as_str()]).inc();
+        metrics.inference_ended(&state.what, &end);
+        tracing::info!(
+            request_id = %self.0.request_id,
+            feature = state.what.feature.as_ref().map(FeatureName::as_str),
+            model = state.what.model.as_ref().map(ModelName::as_str),
+            outcome = end.outcome.as_str(),
+            reason = end.reason.as_deref(),
+            attempts = end.attempts,
+            duration_us = end.duration_us,
+            "request ended"
+        );
+        let record = self.0.record(&state, AuditKind::Ended, Some(end));
+        self.0.log.sink.write(&record);
+    }
+}
+
+impl Inner {
+    fn record(&self, state: &State, kind: AuditKind, end: Option<End>) -> AuditRecord {
+        let now = duo_process::clock::now().unix_timestamp_nanos() / 1000;
+        AuditRecord {
+            kind,
+            request_id: self.request_id,
+            occurred_at_us: i64::try_from(now).unwrap_or(i64::MAX),
+            broker: self.log.broker.to_string(),
+            who: state.who.clone(),
+            what: state.what.clone(),
+            end,
+        }
+    }
+
+    fn end_early(&self, state: &mut State, outcome: Outcome, reason: &str) {
+        state.phase = Phase::Closed;
+        let end = End {
+            outcome,
+            reason: Some(reason.to_owned()),
+            worker: None,
+            attempts: 0,
+            queue_wait_us: None,
+            first_byte_us: None,
+            duration_us: i64::try_from(self.received.elapsed().as_micros()).unwrap_or(i64::MAX),
+            input_tokens: None,
+            output_tokens: None,
+        };
+        let record = self.record(state, AuditKind::Ended, Some(end));
+        self.log.sink.write(&record);
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let mut state = std::mem::replace(
+            self.state.get_mut().unwrap_or_else(PoisonError::into_inner),
+            State {
+                who: Who::default(),
+                what: empty(),
+                phase: Phase::Closed,
+            },
+        );
+        match state.phase {
+            Phase::Closed => {}
+            Phase::Early => {
+                self.log.metrics.refused_early.inc();
+                self.end_early(&mut state, Outcome::Cancelled, "client_gone");
+            }
+            Phase::Admitted => {
+                // Every way out of the dispatch closes the record; this is the net below them.
+                self.log.metrics.open.dec();
+                self.log
+                    .metrics
+                    .ended
+                    .with_label_values(&[Outcome::Failed.as_str()])
+                    .inc();
+                self.end_early(&mut state, Outcome::Failed, "internal");
+            }
+        }
+    }
+}
+
+fn empty() -> What {
+    What {
+        route: String::new(),
+        feature: None,
+        lane: None,
+        model: None,
+        prompt_id: None,
+        prompt_version: None,
+        config_revision: 0,
+        stream: false,
+        body_bytes: 0,
+        correlation_id: None,
+        trace_id: None,
     }
 }

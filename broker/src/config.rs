@@ -1,1 +1,192 @@
-//! To be written.
+//! How a broker runs, read once from the environment. What it serves (models,
+//! features, prompts, issuers) comes from Postgres; nothing is set in both places.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use duo_process::config::{ConfigError, Effective, Env};
+use duo_process::nats::NatsConfig;
+use duo_process::telemetry::LogFormat;
+use secrecy::SecretString;
+
+/// A broker's settings, one section per concern.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Name of this broker among the others: one subject token.
+    pub name: String,
+    /// Listeners and their bounds.
+    pub http: HttpConfig,
+    /// The connection to NATS.
+    pub nats: NatsConfig,
+    /// Streams and leases.
+    pub queue: QueueConfig,
+    /// Postgres.
+    pub database_url: SecretString,
+    /// File of the seal keys, the same for every broker and worker.
+    pub seal_keys_file: PathBuf,
+    /// Private certificate authorities for GitLab.
+    pub gitlab_ca_file: Option<PathBuf>,
+    /// Logs.
+    pub log: LogConfig,
+}
+
+/// Listeners and their bounds.
+#[derive(Debug, Clone)]
+pub struct HttpConfig {
+    /// The API's address.
+    pub listen: SocketAddr,
+    /// The operations port: `/metrics`, `/livez`, `/readyz`.
+    pub admin_listen: SocketAddr,
+    /// How long a drain waits for requests under way.
+    pub drain_grace: Duration,
+}
+
+/// Streams, leases and attempts.
+#[derive(Debug, Clone, Copy)]
+pub struct QueueConfig {
+    /// How long a worker may be silent before its delivery goes to another:
+    /// the consumers' `ack_wait`.
+    pub lease: Duration,
+    /// Deliveries of a request that may proceed, before it is given up.
+    pub max_attempts: u32,
+    /// Copies of each stream; 1 or 3.
+    pub replicas: usize,
+    /// Requests that all live lanes together may hold.
+    pub live_max_messages: i64,
+    /// Bytes that all live lanes together may hold.
+    pub live_max_bytes: i64,
+    /// Bytes of audit records that may wait for Postgres.
+    pub audit_max_bytes: i64,
+}
+
+/// Logs.
+#[derive(Debug, Clone)]
+pub struct LogConfig {
+    /// Filter, as in `info,duo_broker=debug`.
+    pub filter: String,
+    /// For people or for programs.
+    pub format: LogFormat,
+}
+
+/// Shortest lease that a drill may set.
+const MIN_LEASE: Duration = Duration::from_secs(1);
+
+impl Config {
+    /// Reads every section and reports all problems together.
+    ///
+    /// # Errors
+    /// The list of what is missing, malformed or unknown.
+    pub fn read(mut env: Env) -> Result<(Self, Effective), ConfigError> {
+        let env_ref = &mut env;
+        let config = Self {
+            name: broker_name(env_ref),
+            http: HttpConfig {
+                listen: env_ref.parse("DUO_LISTEN", SocketAddr::from(([127, 0, 0, 1], 5052))),
+                admin_listen: env_ref.parse("DUO_ADMIN_LISTEN", SocketAddr::from(([127, 0, 0, 1], 8082))),
+                drain_grace: env_ref.duration("DUO_DRAIN_GRACE", Duration::from_secs(25)),
+            },
+            nats: NatsConfig {
+                url: env_ref.required("DUO_NATS_URL", "where NATS is, as nats://HOST:4222"),
+                name: String::new(),
+                inbox_prefix: String::new(),
+                credentials_file: env_ref.optional("DUO_NATS_CREDENTIALS_FILE").map(PathBuf::from),
+                ca_file: env_ref.optional("DUO_NATS_CA_FILE").map(PathBuf::from),
+            },
+            queue: queue(env_ref),
+            database_url: database_url(env_ref),
+            seal_keys_file: env_ref
+                .required(
+                    "DUO_SEAL_KEYS_FILE",
+                    "file of ID:BASE64 lines that seals queued bodies",
+                )
+                .into(),
+            gitlab_ca_file: env_ref.optional("DUO_GITLAB_CA_FILE").map(PathBuf::from),
+            log: LogConfig {
+                filter: env_ref.text("DUO_LOG", "info"),
+                format: env_ref.parse("DUO_LOG_FORMAT", LogFormat::Human),
+            },
+        };
+        let config = config.named();
+        let effective = env.finish()?;
+        Ok((config, effective))
+    }
+
+    fn named(mut self) -> Self {
+        self.nats.name = format!("duo-broker {}", self.name);
+        self.nats.inbox_prefix = format!("_INBOX_broker_{}", self.name);
+        self
+    }
+}
+
+/// `DUO_DATABASE_URL`, which every subcommand needs, or its file.
+pub fn database_url(env: &mut Env) -> SecretString {
+    env.secret("DUO_DATABASE_URL").unwrap_or_else(|| {
+        env.problem(
+            "DUO_DATABASE_URL is not set: where Postgres is, as postgres://USER:PASSWORD@HOST/DATABASE"
+                .into(),
+        );
+        SecretString::from("")
+    })
+}
+
+fn broker_name(env: &mut Env) -> String {
+    // Unique per process: replies to a dead broker must not reach its successor.
+    let name = env.text("DUO_BROKER_NAME", "broker");
+    if !duo_contract::subject::is_token(&name) {
+        env.problem(format!(
+            "DUO_BROKER_NAME {name:?} may hold letters, digits, '-' and '_' only"
+        ));
+    }
+    let run = uuid::Uuid::new_v4().simple().to_string();
+    format!("{name}-{}", &run[..8])
+}
+
+fn queue(env: &mut Env) -> QueueConfig {
+    const GIB: u64 = 1 << 30;
+    let lease = env.duration("DUO_LEASE", Duration::from_secs(5));
+    if lease < MIN_LEASE {
+        env.problem(format!("DUO_LEASE is shorter than {MIN_LEASE:?}"));
+    }
+    let replicas = env.parse("DUO_NATS_REPLICAS", 1_usize);
+    if ![1, 3, 5].contains(&replicas) {
+        env.problem("DUO_NATS_REPLICAS is 1, 3 or 5; two copies survive less than one".into());
+    }
+    let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+    QueueConfig {
+        lease,
+        max_attempts: env.parse("DUO_MAX_ATTEMPTS", 3_u32).max(1),
+        replicas,
+        live_max_messages: env.parse("DUO_LIVE_MAX_MESSAGES", 100_000_i64),
+        live_max_bytes: signed(env.bytes("DUO_LIVE_MAX_BYTES", 2 * GIB)),
+        audit_max_bytes: signed(env.bytes("DUO_AUDIT_MAX_BYTES", 4 * GIB)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_problem_is_reported_together() {
+        let env = Env::from_pairs([
+            ("DUO_LEASE", "10ms"),
+            ("DUO_BROKER_NAME", "a.b"),
+            ("DUO_NATS_ULR", "x"),
+        ]);
+        let problems = Config::read(env)
+            .expect_err("it has problems")
+            .problems
+            .join("\n");
+        for word in [
+            "DUO_LEASE",
+            "DUO_BROKER_NAME",
+            "DUO_NATS_URL",
+            "DUO_DATABASE_URL",
+            "DUO_SEAL_KEYS_FILE",
+            "DUO_NATS_ULR",
+        ] {
+            assert!(problems.contains(word), "{word} is missing in {problems}");
+        }
+    }
+}

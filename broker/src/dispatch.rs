@@ -1,1 +1,148 @@
-//! To be written.
+//! Puts a request into the queue and brings its answer back.
+//!
+//! The request is known here before it is published, so that no frame of its
+//! answer finds nobody; the subscriptions stand from the start. What a turn of
+//! a request needs from NATS besides (orders, deletes) goes through [`chores`].
+
+pub mod chores;
+pub mod claims;
+mod continuation;
+pub mod inflight;
+pub mod publish;
+pub mod replies;
+pub mod send;
+pub mod supersede;
+pub mod watch;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use duo_contract::seal::SealKeys;
+use duo_process::nats::Nats;
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use crate::admission::Admission;
+use crate::config::QueueConfig;
+use crate::metrics::Metrics;
+use chores::Chore;
+use inflight::{InFlight, Stop, Todo};
+use supersede::Latest;
+
+/// Shards of the table of open requests.
+const SHARDS: usize = 32;
+
+/// The dispatch; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Dispatch(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    broker: String,
+    nats: Nats,
+    keys: SealKeys,
+    queue: QueueConfig,
+    admission: Admission,
+    metrics: Metrics,
+    open: [Mutex<HashMap<Uuid, Arc<InFlight>>>; SHARDS],
+    latest: Latest,
+    chores: mpsc::Sender<Chore>,
+}
+
+/// What a dispatch works with.
+#[derive(Debug)]
+pub struct Parts {
+    /// This broker's name, a subject token.
+    pub broker: String,
+    /// The connection.
+    pub nats: Nats,
+    /// Keys that seal bodies.
+    pub keys: SealKeys,
+    /// Lease and attempts.
+    pub queue: QueueConfig,
+    /// Places in line.
+    pub admission: Admission,
+    /// Counters.
+    pub metrics: Metrics,
+}
+
+impl Dispatch {
+    /// A dispatch, and the chores that [`chores::run`] is to do for it.
+    #[must_use]
+    pub fn new(parts: Parts) -> (Self, mpsc::Receiver<Chore>) {
+        let (sender, receiver) = mpsc::channel(chores::CAPACITY);
+        let Parts {
+            broker,
+            nats,
+            keys,
+            queue,
+            admission,
+            metrics,
+        } = parts;
+        let inner = Inner {
+            broker,
+            nats,
+            keys,
+            queue,
+            admission,
+            metrics,
+            open: std::array::from_fn(|_| Mutex::default()),
+            latest: Latest::default(),
+            chores: sender,
+        };
+        (Self(Arc::new(inner)), receiver)
+    }
+
+    fn shard(&self, request: Uuid) -> MutexGuard<'_, HashMap<Uuid, Arc<InFlight>>> {
+        // The last bytes of a UUIDv7 are random.
+        let index = usize::from(request.as_bytes()[15]) % SHARDS;
+        self.0.open[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The open request of that id.
+    #[must_use]
+    pub fn find(&self, request: Uuid) -> Option<Arc<InFlight>> {
+        self.shard(request).get(&request).cloned()
+    }
+
+    /// Every open request.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<InFlight>> {
+        let shards = self.0.open.iter();
+        shards
+            .flat_map(|shard| {
+                shard
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .values()
+                    .cloned()
+                    .collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
+    fn keep(&self, inflight: &Arc<InFlight>) {
+        self.shard(inflight.request_id)
+            .insert(inflight.request_id, Arc::clone(inflight));
+    }
+
+    /// Does what a turn of `inflight` asked for.
+    fn follow_up(&self, inflight: &InFlight, todo: Todo) {
+        if todo.forget {
+            self.shard(inflight.request_id).remove(&inflight.request_id);
+            self.0.latest.forget(inflight.request_id);
+        }
+        for chore in Chore::of(inflight.request_id, todo) {
+            if self.0.chores.try_send(chore).is_err() {
+                // The claim and the lease bring the same result, later.
+                tracing::warn!(request_id = %inflight.request_id, "too many chores; one is left to the lease");
+            }
+        }
+    }
+
+    /// Ends an open request before its answer does.
+    pub fn stop(&self, inflight: &InFlight, stop: Stop) {
+        let todo = inflight.stop(stop, std::time::Instant::now());
+        self.follow_up(inflight, todo);
+    }
+}

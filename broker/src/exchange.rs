@@ -10,8 +10,13 @@ use duo_contract::frame::Summary;
 use duo_contract::name::{FeatureName, ModelName};
 use duo_contract::snapshot::{Feature, Model};
 
-use crate::audit::OpenRecord;
+use crate::admission::Admission;
+use crate::audit::{AuditLog, OpenRecord};
 use crate::caller::Caller;
+use crate::dispatch::Dispatch;
+use crate::dispatch::send::Outgoing;
+pub use crate::dispatch::send::Reply;
+use crate::routing::Routing;
 
 /// Why a request was refused or failed, with all an answer needs.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -101,21 +106,29 @@ pub struct Work {
 
 /// The exchange; cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Exchange {}
+pub struct Exchange {
+    routing: Routing,
+    admission: Admission,
+    audit: AuditLog,
+    dispatch: Dispatch,
+}
 
 impl Exchange {
-    /// Finds the model for a feature and checks that the caller may use both.
-    ///
-    /// # Errors
-    /// Feature unknown or inactive, pair not supported, model unknown or not allowed.
-    pub fn route(
-        &self,
-        _caller: &Caller,
-        _record: &OpenRecord,
-        _feature: &FeatureName,
-        _choice: &ModelChoice,
-    ) -> Result<RoutedRequest, ExchangeError> {
-        unimplemented!()
+    /// The exchange of these parts.
+    #[must_use]
+    pub fn new(routing: Routing, admission: Admission, audit: AuditLog, dispatch: Dispatch) -> Self {
+        Self {
+            routing,
+            admission,
+            audit,
+            dispatch,
+        }
+    }
+
+    /// The configuration of the moment.
+    #[must_use]
+    pub fn routing(&self) -> &Routing {
+        &self.routing
     }
 
     /// The first gate, before the body is read: feature active, worker there,
@@ -125,11 +138,44 @@ impl Exchange {
     /// A refusal with its `Retry-After`.
     pub fn gate(
         &self,
-        _caller: &Caller,
-        _record: &OpenRecord,
-        _feature: &FeatureName,
+        caller: &Caller,
+        record: &OpenRecord,
+        name: &FeatureName,
     ) -> Result<(), ExchangeError> {
-        unimplemented!()
+        let table = self.routing.load();
+        record.note(Some(name), None, false);
+        let feature = table.active_feature(caller, name)?;
+        record.note_route(feature, table.revision());
+        if self.audit.is_saturated() {
+            return Err(ExchangeError {
+                retry_after: Some(Duration::from_secs(1)),
+                ..ExchangeError::new(
+                    FailureKind::ModelUnavailable,
+                    "audit_unavailable",
+                    "the audit log cannot take a record just now; try again",
+                )
+            });
+        }
+        match &feature.model {
+            Some(model) => self.admission.check(feature, model),
+            None => Ok(()),
+        }
+    }
+
+    /// Finds the model for a feature and checks that the caller may use both.
+    ///
+    /// # Errors
+    /// Feature unknown or inactive, pair not supported, model unknown or not allowed.
+    pub fn route(
+        &self,
+        caller: &Caller,
+        record: &OpenRecord,
+        feature: &FeatureName,
+        choice: &ModelChoice,
+    ) -> Result<RoutedRequest, ExchangeError> {
+        let routed = self.routing.load().route(caller, feature, choice)?;
+        record.note_route(&routed.feature, routed.revision);
+        Ok(routed)
     }
 
     /// Admits, records, queues; comes back when the request is durably queued.
@@ -138,25 +184,38 @@ impl Exchange {
     /// A refusal, or the queue could not take it.
     pub async fn send(
         &self,
-        _caller: &Caller,
-        _record: &OpenRecord,
-        _routed: &RoutedRequest,
-        _work: Work,
+        caller: &Caller,
+        record: &OpenRecord,
+        routed: &RoutedRequest,
+        work: Work,
     ) -> Result<Reply, ExchangeError> {
-        unimplemented!()
+        record.note(Some(&routed.feature.name), Some(&routed.model.name), work.stream);
+        record.note_work(work.prompt.as_ref(), work.body.len());
+        let place = self.admission.admit(&routed.feature, &routed.model.name)?;
+        self.dispatch
+            .send(Outgoing {
+                caller,
+                record,
+                routed,
+                work,
+                place,
+            })
+            .await
     }
 
-    /// Models that a caller may name, with their creation for `GET /v1/models`.
+    /// Models that a caller may name.
     #[must_use]
-    pub fn models(&self, _caller: &Caller) -> Vec<ModelName> {
-        unimplemented!()
+    pub fn models(&self, caller: &Caller) -> Vec<ModelName> {
+        let table = self.routing.load();
+        let mut models: Vec<_> = table
+            .models()
+            .map(|model| model.name.clone())
+            .filter(|model| caller.may_use_model(model))
+            .collect();
+        models.sort();
+        models
     }
 }
-
-/// The answer to a request under way. Dropping it before its end cancels the
-/// request, whichever state it is in, and closes its record as cancelled.
-#[derive(Debug)]
-pub struct Reply {}
 
 /// A piece of an answer.
 #[derive(Debug, Clone, PartialEq)]
@@ -171,22 +230,4 @@ pub enum ReplyEvent {
         /// The body of an answer that is no stream, else empty.
         body: Bytes,
     },
-}
-
-impl Reply {
-    /// The next piece; `None` after the end. After an error nothing follows.
-    ///
-    /// # Errors
-    /// The request failed, expired, or was cut off; what was sent is not whole.
-    pub async fn next(&mut self) -> Option<Result<ReplyEvent, ExchangeError>> {
-        unimplemented!()
-    }
-
-    /// The body of an answer that is no stream.
-    ///
-    /// # Errors
-    /// As [`Reply::next`].
-    pub async fn whole(&mut self) -> Result<(Summary, Bytes), ExchangeError> {
-        unimplemented!()
-    }
 }

@@ -1,1 +1,231 @@
-//! To be written.
+//! Builds each part once, in dependency order, and runs them until the drain
+//! is over.
+
+mod follow;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use duo_contract::seal::SealKeys;
+use duo_process::admin::{self, Readiness};
+use duo_process::config::{CONFIG_EXIT_CODE, Env};
+use duo_process::nats::Nats;
+use duo_process::shutdown::Shutdown;
+use prometheus::Registry;
+use tokio::net::TcpListener;
+
+use crate::admission::Admission;
+use crate::api::{self, ApiParts};
+use crate::audit::{AuditLog, sink, writer};
+use crate::auth::Authenticator;
+use crate::config::Config;
+use crate::dispatch::{self, Dispatch, Parts, chores, claims, replies, supersede, watch};
+use crate::exchange::Exchange;
+use crate::fleet::{self, Fleet};
+use crate::identity;
+use crate::metrics::Metrics;
+use crate::prompt::Prompts;
+use crate::relay;
+use crate::routing;
+use crate::store::Store;
+use crate::topology;
+
+/// How long the first connection to NATS and its set-up may take: a broker
+/// that is started together with NATS finds it within that time.
+const START_PATIENCE: Duration = Duration::from_secs(30);
+/// Pause between two tries at start.
+const START_PAUSE: Duration = Duration::from_millis(250);
+/// How long the last audit records may take to reach NATS at the end.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Runs a broker from its environment; with `check_only` prints the effective
+/// settings and leaves.
+///
+/// # Errors
+/// Something at start that only a person can mend.
+pub async fn serve(env: Env, check_only: bool) -> anyhow::Result<ExitCode> {
+    let (config, effective) = match Config::read(env) {
+        Ok(read) => read,
+        Err(error) => {
+            complain(&error.to_string());
+            return Ok(ExitCode::from(CONFIG_EXIT_CODE));
+        }
+    };
+    if check_only {
+        say(&effective.to_string());
+        return Ok(ExitCode::SUCCESS);
+    }
+    duo_process::telemetry::init(&config.log.filter, config.log.format)?;
+    crate::auth::install_crypto();
+    let shutdown = Shutdown::new();
+    shutdown.listen_to_signals();
+    let api = listen(config.http.listen, "DUO_LISTEN").await?;
+    let operations = listen(config.http.admin_listen, "DUO_ADMIN_LISTEN").await?;
+    run(config, api, operations, shutdown).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn listen(address: std::net::SocketAddr, variable: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}; is the port taken? {variable} chooses another"))
+}
+
+/// Runs a broker on these listeners until `shutdown` has begun and requests
+/// under way have ended.
+///
+/// # Errors
+/// Something at start that only a person can mend.
+pub async fn run(
+    config: Config,
+    api_listener: TcpListener,
+    operations: TcpListener,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    let registry = Registry::new();
+    let metrics = Metrics::new(&registry);
+    let readiness = Readiness::new();
+    let configured = readiness.latch("configuration not loaded");
+    let connected = readiness.condition("no connection to NATS");
+    // The operations port answers from the start, so that a slow start can be seen.
+    let operations_end = Shutdown::new();
+    let operations = admin::serve(operations, registry.clone(), readiness.clone(), {
+        let end = operations_end.clone();
+        async move { end.begun().await }
+    });
+    operations_end.spawn("operations", async move {
+        if let Err(error) = operations.await {
+            tracing::error!(error = %error, "the operations port failed");
+        }
+    });
+
+    let keys = read_keys(&config.seal_keys_file)?;
+    let store = Store::connect(&config.database_url)?;
+    let nats = connect(&config, &shutdown).await?;
+    follow::connection(&nats, connected, &shutdown);
+
+    let (routing_sink, routing) = routing::routing();
+    let (identity_sink, identities) = identity::identities();
+    let fleet = Fleet::new();
+    let admission = Admission::new(fleet.clone());
+    let (audit_sink, audit_task) = sink::sink(nats.clone(), metrics.clone(), shutdown.clone());
+    let audit_done = tokio::spawn(audit_task);
+    let audit = AuditLog::new(&config.name, audit_sink, metrics.clone());
+    let parts = Parts {
+        broker: config.name.clone(),
+        nats: nats.clone(),
+        keys,
+        queue: config.queue,
+        admission: admission.clone(),
+        metrics: metrics.clone(),
+    };
+    let (dispatch, chore_queue) = Dispatch::new(parts);
+    tokio::spawn(chores::run(chore_queue, nats.clone()));
+    spawn_dispatch(&dispatch, &shutdown).await?;
+
+    let background = Shutdown::new();
+    background.spawn("relay", relay::run(store.clone(), nats.clone(), background.clone()));
+    background.spawn("audit writer", {
+        let gauges = writer::WriterMetrics::new(&registry);
+        writer::run(store.clone(), nats.clone(), gauges, background.clone())
+    });
+    background.spawn("fleet", fleet::watch(nats.clone(), fleet, background.clone()));
+    background.spawn("depths", watch::depths(dispatch.clone(), routing.clone(), background.clone()));
+    let client = http_client(config.gitlab_ca_file.as_deref())?;
+    let authenticator = Authenticator::new(identities.clone(), crate::auth::AuthConfig::default(), client, &registry);
+    background.spawn("signing keys", authenticator.clone().run(background.clone()));
+    let prompts = Prompts::new();
+    let followed = follow::Followed {
+        nats: nats.clone(),
+        queue: config.queue,
+        routing: routing_sink,
+        identities: identity_sink,
+        metrics: metrics.clone(),
+    };
+    background.spawn("configuration", follow::snapshots(followed, configured, background.clone()));
+
+    let exchange = Exchange::new(routing, admission, audit.clone(), dispatch.clone());
+    let app = api::router(ApiParts { exchange, authenticator, prompts, audit, store, readiness: readiness.clone() });
+    tracing::info!(broker = config.name, listen = %api_listener.local_addr()?, "serving");
+    let drained = api::serve(api_listener, app, &shutdown, &readiness, config.http.drain_grace).await;
+    tracing::info!(drained, open = dispatch.all().len(), "the API has stopped");
+    background.begin();
+    background.drained(Duration::from_secs(1)).await;
+    drop(dispatch);
+    if tokio::time::timeout(FLUSH_PATIENCE, audit_done).await.is_err() {
+        tracing::error!("some audit records did not reach NATS in time; the sweeper will close them");
+    }
+    operations_end.begin();
+    operations_end.drained(Duration::from_secs(1)).await;
+    Ok(())
+}
+
+fn read_keys(path: &std::path::Path) -> anyhow::Result<SealKeys> {
+    let text = std::fs::read_to_string(path).with_context(|| {
+        format!("the seal keys {} cannot be read; DUO_SEAL_KEYS_FILE names the file", path.display())
+    })?;
+    Ok(SealKeys::parse(&text)?)
+}
+
+/// Connects and sets the queue up, again and again for [`START_PATIENCE`].
+async fn connect(config: &Config, shutdown: &Shutdown) -> anyhow::Result<Nats> {
+    let give_up = tokio::time::Instant::now() + START_PATIENCE;
+    loop {
+        let attempt = async {
+            let nats = Nats::connect(&config.nats).await?;
+            topology::ensure(&nats, &config.queue).await?;
+            anyhow::Ok(nats)
+        };
+        match attempt.await {
+            Ok(nats) => return Ok(nats),
+            Err(error) if error.downcast_ref::<topology::TopologyError>().is_some_and(is_final) => return Err(error),
+            Err(error) if tokio::time::Instant::now() >= give_up => return Err(error),
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "NATS is not ready; trying again"),
+        }
+        tokio::select! {
+            () = shutdown.begun() => anyhow::bail!("stopped before NATS was reached"),
+            () = tokio::time::sleep(START_PAUSE) => {}
+        }
+    }
+}
+
+/// A server that is too old or too small stays so.
+fn is_final(error: &topology::TopologyError) -> bool {
+    matches!(error, topology::TopologyError::Server(_))
+}
+
+async fn spawn_dispatch(dispatch: &Dispatch, shutdown: &Shutdown) -> anyhow::Result<()> {
+    let replies = dispatch::replies::subscribe(dispatch).await?;
+    let claims = claims::subscribe(dispatch).await?;
+    let superseded = supersede::subscribe(dispatch).await?;
+    tokio::spawn(replies::run(dispatch.clone(), replies));
+    tokio::spawn(claims::run(dispatch.clone(), claims));
+    tokio::spawn(supersede::run(dispatch.clone(), superseded));
+    tokio::spawn(watch::deadlines(dispatch.clone()));
+    tokio::spawn(watch::lost(dispatch.clone()));
+    let _ = shutdown;
+    Ok(())
+}
+
+fn http_client(ca_file: Option<&std::path::Path>) -> anyhow::Result<reqwest::Client> {
+    let mut builder = reqwest::Client::builder().no_proxy().tcp_nodelay(true);
+    if let Some(path) = ca_file {
+        let pem = std::fs::read(path)
+            .with_context(|| format!("the CA file {} cannot be read (DUO_GITLAB_CA_FILE)", path.display()))?;
+        for certificate in reqwest::Certificate::from_pem_bundle(&pem)? {
+            builder = builder.add_root_certificate(certificate);
+        }
+    }
+    Ok(builder.build()?)
+}
+
+#[expect(clippy::print_stderr, reason = "settings are wrong, so there are no logs yet")]
+fn complain(text: &str) {
+    eprintln!("{text}");
+}
+
+#[expect(clippy::print_stdout, reason = "the command's output")]
+fn say(text: &str) {
+    print!("{text}");
+}

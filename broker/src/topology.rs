@@ -1,1 +1,250 @@
-//! To be written.
+//! The streams, consumers and buckets that the product needs, created and
+//! brought up to date at start. Nothing is ever deleted and made again: that
+//! would revive exhausted messages and race with other brokers.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{AckPolicy, pull};
+use async_nats::jetstream::context::GetStreamErrorKind;
+use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
+use async_nats::jetstream::{self, kv};
+use duo_contract::name::{Lane, ModelName};
+use duo_contract::subject;
+use duo_process::nats::Nats;
+use duo_process::nats::server::{self, ServerProblem};
+
+use crate::caller::PERSON_LIMIT;
+use crate::config::QueueConfig;
+
+/// Un-acknowledged deliveries of one lane and model, well above any fleet's slots.
+const MAX_ACK_PENDING: i64 = 10_000;
+/// Pulls that may wait at one consumer: 64 workers with 32 each, four times over.
+const MAX_WAITING: i64 = 8192;
+/// How long the server recognises a publish that was sent twice.
+const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
+/// Backstop far past the longest live deadline; the deadline itself is the owner's.
+const LIVE_MAX_AGE: Duration = Duration::from_secs(2 * 3600);
+/// Backstop past the longest job.
+const JOBS_MAX_AGE: Duration = Duration::from_secs(8 * 24 * 3600);
+/// Dead letters stay this long.
+const DEAD_MAX_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How long a worker that says nothing counts as present.
+pub const PRESENCE_TTL: Duration = Duration::from_secs(8);
+const MIB: i64 = 1 << 20;
+
+/// Why the queue is not as it has to be.
+#[derive(Debug, thiserror::Error)]
+pub enum TopologyError {
+    /// The server itself.
+    #[error(transparent)]
+    Server(#[from] ServerProblem),
+    /// A stream, consumer or bucket could not be made or changed.
+    #[error("{what} cannot be set up: {detail}")]
+    SetUp {
+        /// Its name.
+        what: String,
+        /// What the server says, and what to do.
+        detail: String,
+    },
+}
+
+fn failed(what: &str, error: &(dyn std::error::Error + 'static)) -> TopologyError {
+    let mut detail = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        detail = format!("{detail}: {cause}");
+        source = cause.source();
+    }
+    if detail.contains("insufficient storage") {
+        detail.push_str(
+            " (give the NATS server more disk, or lower DUO_LIVE_MAX_BYTES and DUO_AUDIT_MAX_BYTES)",
+        );
+    }
+    TopologyError::SetUp {
+        what: what.to_owned(),
+        detail,
+    }
+}
+
+/// Checks the server and brings streams and buckets up to date.
+///
+/// # Errors
+/// A server that is too old or too small, or a stream it refuses.
+pub async fn ensure(nats: &Nats, queue: &QueueConfig) -> Result<(), TopologyError> {
+    server::check(&nats.client().server_info())?;
+    let context = nats.jetstream();
+    for wanted in streams(queue) {
+        ensure_stream(&context, wanted).await?;
+    }
+    for wanted in buckets(queue) {
+        let name = wanted.bucket.clone();
+        context
+            .create_or_update_key_value(wanted)
+            .await
+            .map_err(|error| failed(&name, &error))?;
+    }
+    ensure_consumer(&context, subject::AUDIT_STREAM, audit_consumer(queue)).await
+}
+
+/// Creates or updates the consumers of one model: one per live lane.
+///
+/// # Errors
+/// A consumer that the server refuses.
+pub async fn ensure_model(nats: &Nats, queue: &QueueConfig, model: &ModelName) -> Result<(), TopologyError> {
+    let context = nats.jetstream();
+    for lane in Lane::LIVE {
+        let filter = subject::live_filter(lane, model);
+        let config = consumer(
+            subject::consumer(lane, model),
+            filter,
+            queue.lease,
+            queue.replicas,
+        );
+        ensure_consumer(&context, subject::LIVE_STREAM, config).await?;
+    }
+    Ok(())
+}
+
+fn streams(queue: &QueueConfig) -> Vec<stream::Config> {
+    let work_queue = |name: &str, subjects: &str| stream::Config {
+        name: name.to_owned(),
+        subjects: vec![subjects.to_owned()],
+        retention: RetentionPolicy::WorkQueue,
+        storage: StorageType::File,
+        discard: DiscardPolicy::New,
+        duplicate_window: DUPLICATE_WINDOW,
+        num_replicas: queue.replicas,
+        allow_direct: true,
+        ..stream::Config::default()
+    };
+    vec![
+        stream::Config {
+            max_messages_per_subject: i64::from(PERSON_LIMIT),
+            discard_new_per_subject: true,
+            max_messages: queue.live_max_messages,
+            max_bytes: queue.live_max_bytes,
+            max_age: LIVE_MAX_AGE,
+            ..work_queue(subject::LIVE_STREAM, subject::LIVE_SUBJECTS)
+        },
+        stream::Config {
+            max_messages_per_subject: 1,
+            discard_new_per_subject: true,
+            max_messages: queue.live_max_messages,
+            max_bytes: queue.live_max_bytes,
+            max_age: JOBS_MAX_AGE,
+            ..work_queue(subject::JOBS_STREAM, subject::JOBS_SUBJECTS)
+        },
+        stream::Config {
+            retention: RetentionPolicy::Limits,
+            discard: DiscardPolicy::Old,
+            max_bytes: 512 * MIB,
+            max_age: JOBS_MAX_AGE,
+            ..work_queue(subject::JOB_REPLIES_STREAM, subject::JOB_REPLIES_SUBJECTS)
+        },
+        stream::Config {
+            max_bytes: queue.audit_max_bytes,
+            max_messages: -1,
+            ..work_queue(subject::AUDIT_STREAM, subject::AUDIT_SUBJECTS)
+        },
+        stream::Config {
+            retention: RetentionPolicy::Limits,
+            discard: DiscardPolicy::Old,
+            max_bytes: 256 * MIB,
+            max_age: DEAD_MAX_AGE,
+            ..work_queue(subject::DEAD_STREAM, subject::DEAD_SUBJECTS)
+        },
+    ]
+}
+
+fn buckets(queue: &QueueConfig) -> Vec<kv::Config> {
+    let bucket = |name: &str, max_age: Duration| kv::Config {
+        bucket: name.to_owned(),
+        history: 1,
+        max_age,
+        storage: StorageType::File,
+        num_replicas: queue.replicas,
+        max_bytes: 64 * MIB,
+        ..kv::Config::default()
+    };
+    vec![
+        bucket(subject::CONFIG_BUCKET, Duration::ZERO),
+        bucket(subject::IDENTITY_BUCKET, Duration::ZERO),
+        bucket(subject::WORKERS_BUCKET, PRESENCE_TTL),
+    ]
+}
+
+async fn ensure_stream(context: &jetstream::Context, wanted: stream::Config) -> Result<(), TopologyError> {
+    let name = wanted.name.clone();
+    let existing = match context.get_stream(&name).await {
+        Ok(stream) => stream.cached_info().clone(),
+        Err(error) if matches!(error.kind(), GetStreamErrorKind::JetStream(_)) => {
+            context
+                .create_stream(wanted)
+                .await
+                .map_err(|error| failed(&name, &error))?;
+            tracing::info!(stream = name, "created the stream");
+            return Ok(());
+        }
+        Err(error) => return Err(failed(&name, &error)),
+    };
+    let mut config = existing.config.clone();
+    // Lowering the limit per subject deletes the surplus, so it only ever rises.
+    config.max_messages_per_subject = config
+        .max_messages_per_subject
+        .max(wanted.max_messages_per_subject);
+    config.max_messages = wanted.max_messages;
+    config.max_bytes = wanted.max_bytes;
+    config.max_age = wanted.max_age;
+    config.duplicate_window = wanted.duplicate_window;
+    config.num_replicas = wanted.num_replicas;
+    config.subjects = wanted.subjects;
+    config.discard = wanted.discard;
+    config.discard_new_per_subject = wanted.discard_new_per_subject;
+    config.allow_direct = wanted.allow_direct;
+    if config != existing.config {
+        context
+            .update_stream(&config)
+            .await
+            .map_err(|error| failed(&name, &error))?;
+        tracing::info!(stream = name, "brought the stream's settings up to date");
+    }
+    Ok(())
+}
+
+fn consumer(name: String, filter: String, ack_wait: Duration, replicas: usize) -> pull::Config {
+    pull::Config {
+        durable_name: Some(name),
+        filter_subject: filter,
+        ack_policy: AckPolicy::Explicit,
+        ack_wait,
+        // The owner counts attempts; a message that exhausts deliveries would stay for ever.
+        max_deliver: -1,
+        max_ack_pending: MAX_ACK_PENDING,
+        max_waiting: MAX_WAITING,
+        num_replicas: replicas,
+        ..pull::Config::default()
+    }
+}
+
+fn audit_consumer(queue: &QueueConfig) -> pull::Config {
+    const WRITER_ACK_WAIT: Duration = Duration::from_secs(60);
+    consumer(
+        subject::AUDIT_CONSUMER.into(),
+        subject::AUDIT_SUBJECTS.into(),
+        WRITER_ACK_WAIT,
+        queue.replicas,
+    )
+}
+
+async fn ensure_consumer(
+    context: &jetstream::Context,
+    stream: &str,
+    config: pull::Config,
+) -> Result<(), TopologyError> {
+    let name = config.durable_name.clone().unwrap_or_default();
+    context
+        .create_consumer_on_stream(config, stream)
+        .await
+        .map(|_| ())
+        .map_err(|error| failed(&format!("consumer {name} of {stream}"), &error))
+}

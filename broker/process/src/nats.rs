@@ -8,6 +8,7 @@
 //! connection fails every waiter at once so that the caller can ask again.
 
 mod inbox;
+pub mod server;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,0 +1,133 @@
+//! Terminal records on their way to NATS: kept until NATS has acknowledged them.
+
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use bytes::Bytes;
+use duo_contract::audit::AuditRecord;
+use duo_contract::subject;
+use duo_process::nats::{Nats, RequestError};
+use duo_process::retry::RetryPolicy;
+use duo_process::shutdown::Shutdown;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::mpsc;
+
+use crate::dispatch::publish;
+use crate::metrics::Metrics;
+
+/// Records that may wait for NATS.
+const CAPACITY: usize = 65_536;
+/// New requests are refused when fewer places than this are free: each open
+/// request may still need one.
+const RESERVE: usize = CAPACITY / 2;
+/// Publishes under way at once.
+const WINDOW: usize = 512;
+/// One publish may take this long before it is sent again.
+const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where terminal records go. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct AuditSink {
+    queue: mpsc::Sender<Outgoing>,
+    metrics: Metrics,
+}
+
+#[derive(Debug)]
+struct Outgoing {
+    subject: String,
+    message_id: String,
+    payload: Bytes,
+}
+
+impl Outgoing {
+    fn new(record: &AuditRecord) -> Self {
+        Self {
+            subject: subject::audit(record.kind.as_str()),
+            message_id: message_id(record),
+            payload: record.encode(),
+        }
+    }
+}
+
+/// What lets NATS recognise a record that is sent twice.
+pub(crate) fn message_id(record: &AuditRecord) -> String {
+    format!("{}-{}", record.request_id.simple(), record.kind.as_str())
+}
+
+/// A sink and the task that empties it. Run the task until the sink's last
+/// clone is gone; it ends when everything is written.
+pub fn sink(
+    nats: Nats,
+    metrics: Metrics,
+    shutdown: Shutdown,
+) -> (AuditSink, impl Future<Output = ()> + Send) {
+    let (queue, records) = mpsc::channel(CAPACITY);
+    let task = drain(records, nats, metrics.clone(), shutdown);
+    (AuditSink { queue, metrics }, task)
+}
+
+impl AuditSink {
+    /// Queues a record. The reserve sees to it that there is a place.
+    pub fn write(&self, record: &AuditRecord) {
+        match self.queue.try_send(Outgoing::new(record)) {
+            Ok(()) => self.metrics.audit_backlog.inc(),
+            Err(_) => tracing::error!(
+                request_id = %record.request_id,
+                "an audit record found no place although places are reserved; the sweeper will close it"
+            ),
+        }
+    }
+
+    /// Has the reserve for open requests been reached?
+    #[must_use]
+    pub fn is_saturated(&self) -> bool {
+        self.queue.capacity() < RESERVE
+    }
+}
+
+async fn drain(mut records: mpsc::Receiver<Outgoing>, nats: Nats, metrics: Metrics, shutdown: Shutdown) {
+    let mut under_way = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            Some(()) = under_way.next(), if !under_way.is_empty() => metrics.audit_backlog.dec(),
+            record = records.recv(), if under_way.len() < WINDOW => match record {
+                Some(record) => under_way.push(store(&nats, record, &shutdown)),
+                None => break,
+            },
+        }
+    }
+    while let Some(()) = under_way.next().await {
+        metrics.audit_backlog.dec();
+    }
+}
+
+/// Publishes until NATS has acknowledged; only the end of the process stops it.
+async fn store(nats: &Nats, record: Outgoing, shutdown: &Shutdown) {
+    let pause = RetryPolicy::try_new(Duration::from_millis(50), Duration::from_secs(2), u32::MAX)
+        .expect("the constants are in order");
+    let mut attempt = 1;
+    loop {
+        match once(nats, &record).await {
+            Ok(()) => return,
+            Err(error) => {
+                tracing::debug!(error = %error, attempt, "an audit record was not acknowledged; sending it again");
+            }
+        }
+        tokio::select! {
+            () = shutdown.aborted() => return,
+            () = tokio::time::sleep(pause.delay(attempt)) => {}
+        }
+        attempt = attempt.saturating_add(1);
+    }
+}
+
+async fn once(nats: &Nats, record: &Outgoing) -> Result<(), publish::PublishError> {
+    let mut headers = HeaderMap::new();
+    headers.insert(async_nats::header::NATS_MESSAGE_ID, record.message_id.as_str());
+    let pending = nats
+        .send(record.subject.clone(), Some(headers), record.payload.clone())
+        .await
+        .map_err(|error: RequestError| publish::PublishError::from(error))?;
+    publish::stored(pending, ACK_TIMEOUT).await.map(|_| ())
+}

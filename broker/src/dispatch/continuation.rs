@@ -1,0 +1,249 @@
+//! What a client has of a streamed answer, so that a later attempt can go on
+//! after it; and one identity for chunks that several attempts have written.
+
+use bytes::Bytes;
+use duo_contract::claim::Have;
+use duo_contract::frame::Summary;
+use serde::Deserialize;
+use serde_json::Value;
+
+/// What has been received of an answer.
+#[derive(Debug)]
+pub(crate) struct Received {
+    chunks: u64,
+    text: String,
+    prompt_token_ids: Option<Vec<u32>>,
+    token_ids: Option<Vec<u32>>,
+    continuable: bool,
+    /// `id` and `created` of the first chunk, which every later attempt keeps.
+    identity: Option<(Value, Value)>,
+    later_attempt: bool,
+    earlier_tokens: u64,
+}
+
+impl Default for Received {
+    fn default() -> Self {
+        Self {
+            chunks: 0,
+            text: String::new(),
+            prompt_token_ids: None,
+            token_ids: Some(Vec::new()),
+            continuable: true,
+            identity: None,
+            later_attempt: false,
+            earlier_tokens: 0,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Chunk<'a> {
+    #[serde(default, borrow)]
+    choices: Vec<Choice<'a>>,
+    #[serde(default)]
+    prompt_token_ids: Option<Vec<u32>>,
+}
+
+#[derive(Deserialize)]
+struct Choice<'a> {
+    #[serde(default)]
+    index: u32,
+    #[serde(default, borrow)]
+    text: Option<std::borrow::Cow<'a, str>>,
+    #[serde(default, borrow)]
+    delta: Option<Delta<'a>>,
+    #[serde(default, borrow)]
+    logprobs: Option<&'a serde_json::value::RawValue>,
+    #[serde(default)]
+    token_ids: Option<Vec<u32>>,
+    #[serde(default)]
+    prompt_token_ids: Option<Vec<u32>>,
+}
+
+#[derive(Deserialize)]
+struct Delta<'a> {
+    #[serde(default, borrow)]
+    content: Option<std::borrow::Cow<'a, str>>,
+    #[serde(default, borrow)]
+    tool_calls: Option<&'a serde_json::value::RawValue>,
+    #[serde(default, borrow)]
+    reasoning_content: Option<&'a serde_json::value::RawValue>,
+}
+
+fn is_set(value: Option<&serde_json::value::RawValue>) -> bool {
+    value.is_some_and(|value| !matches!(value.get(), "null" | "[]" | "\"\""))
+}
+
+impl Received {
+    /// Has nothing been received?
+    pub(crate) fn is_empty(&self) -> bool {
+        self.chunks == 0
+    }
+
+    /// Chunks received; at most the tokens generated.
+    pub(crate) fn chunks(&self) -> u64 {
+        self.chunks
+    }
+
+    /// Can another attempt go on after what there is?
+    pub(crate) fn can_continue(&self) -> bool {
+        self.continuable && !self.text.ends_with(char::is_whitespace)
+    }
+
+    /// What a successor is to be told, if there is anything.
+    pub(crate) fn have(&self) -> Option<Have> {
+        (!self.is_empty()).then(|| Have {
+            text: self.text.clone(),
+            prompt_token_ids: self.prompt_token_ids.clone(),
+            token_ids: self
+                .token_ids
+                .clone()
+                .filter(|ids| !ids.is_empty() && self.prompt_token_ids.is_some()),
+        })
+    }
+
+    /// Another attempt begins to write.
+    pub(crate) fn begin_attempt(&mut self) {
+        self.later_attempt = !self.is_empty();
+        if self.later_attempt {
+            let ids = self.token_ids.as_ref().map(Vec::len).filter(|n| *n > 0);
+            self.earlier_tokens = ids.and_then(|n| u64::try_from(n).ok()).unwrap_or(self.chunks);
+        }
+    }
+
+    /// Adds what earlier attempts generated to the last one's usage.
+    pub(crate) fn sum_usage(&self, summary: &mut Summary) {
+        if self.later_attempt {
+            summary.output_tokens = summary.output_tokens.map(|tokens| tokens + self.earlier_tokens);
+        }
+    }
+
+    /// Takes the lines of a chunk frame; what the client is to get of them.
+    pub(crate) fn take(&mut self, lines: Bytes) -> Bytes {
+        for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            self.note(line);
+        }
+        if self.later_attempt {
+            self.rewrite(&lines)
+        } else {
+            lines
+        }
+    }
+
+    fn note(&mut self, line: &[u8]) {
+        let Ok(chunk) = serde_json::from_slice::<Chunk<'_>>(line) else {
+            self.continuable = false;
+            self.chunks += 1;
+            return;
+        };
+        if self.chunks == 0
+            && let Ok(Value::Object(mut first)) = serde_json::from_slice(line)
+        {
+            let mut member = |name| first.remove(name).unwrap_or(Value::Null);
+            self.identity = Some((member("id"), member("created")));
+        }
+        self.chunks += 1;
+        if let Some(ids) = chunk.prompt_token_ids {
+            self.prompt_token_ids = Some(ids);
+        }
+        for choice in chunk.choices {
+            if let Some(ids) = choice.prompt_token_ids {
+                self.prompt_token_ids = Some(ids);
+            }
+            if let (Some(ids), Some(all)) = (choice.token_ids, &mut self.token_ids) {
+                all.extend(ids);
+            }
+            let text = choice
+                .text
+                .or_else(|| choice.delta.as_ref().and_then(|d| d.content.clone()));
+            self.text.push_str(text.as_deref().unwrap_or_default());
+            let delta = choice.delta.as_ref();
+            let special = delta.is_some_and(|d| is_set(d.tool_calls) || is_set(d.reasoning_content));
+            if choice.index > 0 || special || is_set(choice.logprobs) {
+                self.continuable = false;
+            }
+        }
+    }
+
+    /// Gives a later attempt's chunks the first one's identity and drops its role chunk.
+    fn rewrite(&self, lines: &Bytes) -> Bytes {
+        let mut out = Vec::with_capacity(lines.len());
+        for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            let Ok(Value::Object(mut chunk)) = serde_json::from_slice::<Value>(line) else {
+                continue;
+            };
+            let opening = chunk.get("choices").and_then(|c| c.get(0)).is_some_and(|choice| {
+                let delta = choice.get("delta");
+                delta.is_some_and(|d| d.get("role").is_some())
+                    && delta
+                        .and_then(|d| d.get("content"))
+                        .is_none_or(|c| c.is_null() || c == "")
+                    && choice.get("finish_reason").is_none_or(Value::is_null)
+            });
+            if opening {
+                continue;
+            }
+            if let Some((id, created)) = &self.identity {
+                chunk.insert("id".into(), id.clone());
+                chunk.insert("created".into(), created.clone());
+            }
+            if !out.is_empty() {
+                out.push(b'\n');
+            }
+            if serde_json::to_writer(&mut out, &chunk).is_err() {
+                continue;
+            }
+        }
+        out.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROLE: &str = r#"{"id":"a","created":1,"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}"#;
+    const TEXT: &str =
+        r#"{"id":"a","created":1,"choices":[{"index":0,"delta":{"content":"hel"},"finish_reason":null}]}"#;
+
+    fn take(received: &mut Received, lines: &[&str]) -> String {
+        String::from_utf8(received.take(lines.join("\n").into()).to_vec()).expect("it is text")
+    }
+
+    #[test]
+    fn a_first_attempts_chunks_pass_as_they_are() {
+        let mut received = Received::default();
+        assert_eq!(take(&mut received, &[ROLE, TEXT]), format!("{ROLE}\n{TEXT}"));
+        assert_eq!(received.have().expect("something").text, "hel");
+        assert!(received.can_continue());
+    }
+
+    #[test]
+    fn a_later_attempt_keeps_the_identity_and_says_no_role_again() {
+        let mut received = Received::default();
+        take(&mut received, &[ROLE, TEXT]);
+        received.begin_attempt();
+        let second = r#"{"id":"b","created":9,"choices":[{"index":0,"delta":{"content":"lo"},"finish_reason":"stop"}]}"#;
+        let out = take(&mut received, &[&ROLE.replace("\"a\"", "\"b\""), second]);
+        let chunk: Value = serde_json::from_str(&out).expect("one chunk");
+        assert_eq!(
+            (chunk["id"].as_str(), chunk["created"].as_i64()),
+            (Some("a"), Some(1))
+        );
+        assert_eq!(received.have().expect("something").text, "hello");
+    }
+
+    #[test]
+    fn tool_calls_and_further_choices_are_not_continued() {
+        for line in [
+            r#"{"choices":[{"index":0,"delta":{"tool_calls":[{"index":0}]}}]}"#,
+            r#"{"choices":[{"index":1,"delta":{"content":"x"}}]}"#,
+            r#"{"choices":[{"index":0,"text":"x","logprobs":{"tokens":[]}}]}"#,
+            r#"{"choices":[{"index":0,"text":"ends in a blank "}]}"#,
+        ] {
+            let mut received = Received::default();
+            take(&mut received, &[line]);
+            assert!(!received.can_continue(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,378 @@
+//! Publishing a request, first and again.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_nats::HeaderMap;
+use bytes::Bytes;
+use duo_contract::audit::AuditRecord;
+use duo_contract::envelope::{Head, RequestEnvelope};
+use duo_contract::failure::FailureKind;
+use duo_contract::frame::Summary;
+use duo_contract::subject;
+use duo_process::clock;
+use duo_process::nats::RequestError;
+use duo_process::retry::RetryPolicy;
+use serde::Deserialize;
+
+use super::Dispatch;
+use super::inflight::{InFlight, Rules, Stop, Task};
+use super::publish::{self, PublishError};
+use crate::admission::Place;
+use crate::audit::{OpenRecord, sink};
+use crate::caller::{Caller, PERSON_LIMIT};
+use crate::exchange::{ExchangeError, ReplyEvent, RoutedRequest, Work};
+
+/// One publish may take this long before it is sent again under the same id.
+const ACK_TIMEOUT: Duration = Duration::from_secs(2);
+/// A request is refused when NATS has not acknowledged it for so long; a
+/// restart of the server is over well before.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Shards of a service client's limit that are tried before it is refused.
+const SHARD_TRIES: usize = 3;
+
+/// A request with everything that publishing it takes.
+#[derive(Debug)]
+pub struct Outgoing<'a> {
+    /// Who asks.
+    pub caller: &'a Caller,
+    /// Its record.
+    pub record: &'a OpenRecord,
+    /// Its feature and model.
+    pub routed: &'a RoutedRequest,
+    /// What goes to the model server.
+    pub work: Work,
+    /// Its place in line.
+    pub place: Place,
+}
+
+/// The answer to a request under way. Dropping it before its end cancels the
+/// request, whichever state it is in.
+#[derive(Debug)]
+pub struct Reply {
+    inflight: Arc<InFlight>,
+    dispatch: Dispatch,
+}
+
+impl Reply {
+    /// The next piece; `None` after the end. After an error nothing follows.
+    ///
+    /// # Errors
+    /// The request failed, expired, or was cut off; what was sent is not whole.
+    pub async fn next(&mut self) -> Option<Result<ReplyEvent, ExchangeError>> {
+        loop {
+            let woken = self.inflight.wake.notified();
+            if let Some(event) = self.inflight.poll() {
+                return event;
+            }
+            woken.await;
+        }
+    }
+
+    /// The body of an answer that is no stream.
+    ///
+    /// # Errors
+    /// As [`Reply::next`].
+    pub async fn whole(&mut self) -> Result<(Summary, Bytes), ExchangeError> {
+        loop {
+            match self.next().await {
+                Some(Ok(ReplyEvent::Done { summary, body })) => return Ok((summary, body)),
+                Some(Ok(ReplyEvent::Chunks(_))) => {}
+                Some(Err(error)) => return Err(error),
+                None => {
+                    return Err(ExchangeError::new(
+                        FailureKind::Internal,
+                        "read_twice",
+                        "the answer was read already",
+                    ));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        self.dispatch.stop(&self.inflight, Stop::ClientGone);
+    }
+}
+
+impl Dispatch {
+    /// Publishes a request and its admitted record together; comes back when
+    /// both are acknowledged.
+    ///
+    /// # Errors
+    /// The caller's or the stream's limit, or NATS does not take it.
+    pub async fn send(&self, out: Outgoing<'_>) -> Result<Reply, ExchangeError> {
+        let accepted = out.record.received();
+        let rules = Rules {
+            lease: self.0.queue.lease,
+            max_attempts: self.0.queue.max_attempts,
+        };
+        let task = Task {
+            record: out.record.clone(),
+            routed: out.routed.clone(),
+            work: out.work,
+        };
+        let inflight = Arc::new(InFlight::new(task, rules, out.place, accepted));
+        let admitted = out.record.admit();
+        self.keep(&inflight);
+        let reply = Reply {
+            inflight: Arc::clone(&inflight),
+            dispatch: self.clone(),
+        };
+        if let Some(key) = &inflight.task.work.supersede_key {
+            self.supersede(key, inflight.request_id).await;
+        }
+        let envelope = self.envelope(&inflight, 1);
+        match self
+            .store(out.caller, &envelope, &admitted, inflight.first_byte_by)
+            .await
+        {
+            Ok(sequence) => {
+                inflight.stored(1, sequence);
+                Ok(reply)
+            }
+            Err(error) => {
+                let todo = inflight.fail(error.clone(), Instant::now());
+                self.follow_up(&inflight, todo);
+                Err(error)
+            }
+        }
+    }
+
+    fn envelope(&self, inflight: &InFlight, publication: u32) -> RequestEnvelope {
+        let Task { record, routed, work } = &inflight.task;
+        let now = clock::unix_ms();
+        let left = |until: Instant| {
+            let left = until.saturating_duration_since(Instant::now()).as_millis();
+            now.saturating_add(u64::try_from(left).unwrap_or(u64::MAX))
+        };
+        let head = Head {
+            request_id: inflight.request_id,
+            publication,
+            owner: self.0.broker.clone(),
+            feature: routed.feature.name.clone(),
+            model: routed.model.name.clone(),
+            lane: inflight.lane,
+            endpoint: work.endpoint,
+            stream: work.stream,
+            accepted_at_ms: now,
+            first_byte_by_ms: left(inflight.first_byte_by),
+            end_by_ms: left(inflight.end_by),
+            lease_ms: u32::try_from(self.0.queue.lease.as_millis()).unwrap_or(u32::MAX),
+            traceparent: Some(record.traceparent().to_owned()),
+            config_revision: routed.revision,
+        };
+        RequestEnvelope {
+            head,
+            body: work.body.clone(),
+        }
+    }
+
+    async fn store(
+        &self,
+        caller: &Caller,
+        envelope: &RequestEnvelope,
+        admitted: &AuditRecord,
+        by: Instant,
+    ) -> Result<u64, ExchangeError> {
+        let (payload, key_id) = envelope.encode(&self.0.keys).map_err(|error| {
+            tracing::error!(error = %error, "a request could not be sealed");
+            ExchangeError::new(FailureKind::Internal, "seal", "the request could not be sealed")
+        })?;
+        let mut headers = HeaderMap::new();
+        let message_id = format!(
+            "{}-{}",
+            envelope.head.request_id.simple(),
+            envelope.head.publication
+        );
+        headers.insert(async_nats::header::NATS_MESSAGE_ID, message_id.as_str());
+        headers.insert(subject::KEY_ID_HEADER, &*key_id);
+        let message = Message { headers, payload };
+        let by = by.min(Instant::now() + PATIENCE);
+        let audited = self.store_record(admitted, by);
+        let queued = self.store_request(caller, envelope, message, by);
+        let (audited, queued) = tokio::join!(audited, queued);
+        let sequence = queued?;
+        audited.map_err(|error| {
+            tracing::warn!(error = %error, "the admitted record was not acknowledged; the request is refused");
+            unavailable("audit_unavailable", "the audit log cannot take a record just now; try again")
+        })?;
+        Ok(sequence)
+    }
+
+    async fn store_record(&self, record: &AuditRecord, by: Instant) -> Result<u64, PublishError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(
+            async_nats::header::NATS_MESSAGE_ID,
+            sink::message_id(record).as_str(),
+        );
+        let message = Message {
+            headers,
+            payload: record.encode(),
+        };
+        self.persist(&subject::audit(record.kind.as_str()), &message, by)
+            .await
+    }
+
+    async fn store_request(
+        &self,
+        caller: &Caller,
+        envelope: &RequestEnvelope,
+        message: Message,
+        by: Instant,
+    ) -> Result<u64, ExchangeError> {
+        let head = &envelope.head;
+        let mut refused = None;
+        for key in keys(caller) {
+            let subject = subject::request(head.lane, &head.feature, &head.model, &key);
+            match self.persist(&subject, &message, by).await {
+                Ok(sequence) => return Ok(sequence),
+                Err(PublishError::Full) => refused = Some(subject),
+                Err(error) => {
+                    tracing::warn!(error = %error, "a request could not be queued");
+                    return Err(match error {
+                        PublishError::TooLarge => ExchangeError::new(
+                            FailureKind::InvalidRequest,
+                            "too_large",
+                            "the request is larger than the queue takes",
+                        ),
+                        _ => unavailable(
+                            "queue_unavailable",
+                            "the queue cannot take requests just now; try again",
+                        ),
+                    });
+                }
+            }
+        }
+        Err(self
+            .refusal(refused.as_deref().unwrap_or_default(), envelope)
+            .await)
+    }
+
+    /// Publishes until acknowledged, with the same id, so that an answer that
+    /// was lost does no harm.
+    async fn persist(&self, subject: &str, message: &Message, by: Instant) -> Result<u64, PublishError> {
+        let pause = RetryPolicy::try_new(Duration::from_millis(20), Duration::from_millis(500), u32::MAX)
+            .expect("the constants are in order");
+        let mut attempt = 1;
+        loop {
+            let left = by.saturating_duration_since(Instant::now());
+            let result = async {
+                let sent = self.0.nats.send(
+                    subject.to_owned(),
+                    Some(message.headers.clone()),
+                    message.payload.clone(),
+                );
+                publish::stored(sent.await?, ACK_TIMEOUT.min(left.max(Duration::from_millis(1)))).await
+            };
+            match result.await {
+                Err(error) if error.is_passing() => {
+                    let left = by.saturating_duration_since(Instant::now());
+                    let Some(delay) = pause.delay_within(attempt, left, None) else {
+                        return Err(error);
+                    };
+                    tokio::time::sleep(delay).await;
+                    attempt += 1;
+                }
+                settled => return settled,
+            }
+        }
+    }
+
+    /// Code 10077 is two things: the caller's own limit, or a full stream. A
+    /// look at the subject tells.
+    async fn refusal(&self, subject: &str, envelope: &RequestEnvelope) -> ExchangeError {
+        let model = &envelope.head.model;
+        let retry_after = Some(self.0.admission.caller_retry_after(model));
+        match self.messages_of(subject).await {
+            Ok(count) if count < u64::from(PERSON_LIMIT) => ExchangeError {
+                retry_after,
+                ..ExchangeError::new(
+                    FailureKind::Overloaded,
+                    "stream_full",
+                    "the queue is full; try again later",
+                )
+            },
+            _ => ExchangeError {
+                retry_after,
+                ..ExchangeError::new(
+                    FailureKind::Overloaded,
+                    "caller_limit",
+                    "you have as many requests under way as you may; wait for one to end",
+                )
+            },
+        }
+    }
+
+    /// Messages that the live stream holds under one subject.
+    async fn messages_of(&self, subject: &str) -> Result<u64, RequestError> {
+        #[derive(Deserialize)]
+        struct Info {
+            state: State,
+        }
+        #[derive(Deserialize)]
+        struct State {
+            #[serde(default)]
+            subjects: HashMap<String, u64>,
+        }
+        let payload = format!("{{\"subjects_filter\":\"{subject}\"}}");
+        let api = format!("$JS.API.STREAM.INFO.{}", subject::LIVE_STREAM);
+        let answer = self.0.nats.request(api, payload.into(), ACK_TIMEOUT).await?;
+        let info = serde_json::from_slice::<Info>(&answer.payload).ok();
+        Ok(info
+            .and_then(|info| info.state.subjects.get(subject).copied())
+            .unwrap_or(0))
+    }
+
+    /// Publishes a lost request again, under a key that no caller's limit covers.
+    pub(super) async fn publish_again(&self, inflight: &InFlight, publication: u32) {
+        let envelope = self.envelope(inflight, publication);
+        let head = &envelope.head;
+        let key = subject::republish_key(head.request_id);
+        let subject = subject::request(head.lane, &head.feature, &head.model, &key);
+        let Ok((payload, key_id)) = envelope.encode(&self.0.keys) else {
+            return;
+        };
+        let mut headers = HeaderMap::new();
+        let message_id = format!("{}-{publication}", inflight.request_id.simple());
+        headers.insert(async_nats::header::NATS_MESSAGE_ID, message_id.as_str());
+        headers.insert(subject::KEY_ID_HEADER, &*key_id);
+        let by = Instant::now() + PATIENCE;
+        match self.persist(&subject, &Message { headers, payload }, by).await {
+            Ok(sequence) => {
+                inflight.stored(publication, sequence);
+                self.0.metrics.republished.inc();
+            }
+            Err(error) => {
+                tracing::warn!(request_id = %inflight.request_id, error = %error, "could not publish again")
+            }
+        }
+    }
+}
+
+struct Message {
+    headers: HeaderMap,
+    payload: Bytes,
+}
+
+fn unavailable(reason: &'static str, message: &str) -> ExchangeError {
+    ExchangeError {
+        retry_after: Some(Duration::from_secs(1)),
+        ..ExchangeError::new(FailureKind::ModelUnavailable, reason, message)
+    }
+}
+
+/// The keys under which a caller's request may be queued: a person has one; a
+/// service client's limit is spread over shards, a few of which are tried.
+fn keys(caller: &Caller) -> Vec<String> {
+    if caller.limit <= PERSON_LIMIT {
+        return vec![caller.share_key.clone()];
+    }
+    let shards = caller.limit.div_ceil(PERSON_LIMIT);
+    (0..SHARD_TRIES)
+        .map(|_| format!("{}-{}", caller.share_key, rand::random_range(0..shards)))
+        .collect()
+}
