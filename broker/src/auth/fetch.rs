@@ -327,3 +327,31 @@ fn decode_number(text: &str) -> Option<Vec<u8>> {
     let first = bytes.iter().position(|byte| *byte != 0)?;
     Some(bytes[first..].to_vec())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_protected_issuer_is_not_followed_to_http() {
+        crate::auth::install_crypto();
+        let client = reqwest::Client::new();
+        let url = Url::parse("http://gitlab.example.com/keys").unwrap();
+        let fetched = answer::<PublishedKeys>(&client, url, true, "key set").await;
+        let error = fetched.err().unwrap();
+        assert_eq!(
+            error.to_string(),
+            "http://gitlab.example.com/keys is not https, but its issuer is"
+        );
+    }
+
+    #[test]
+    fn numbers_are_read_with_padding_and_leading_zeros() {
+        for text in ["AQAB", "AAEAAQ", "AAEAAQ=="] {
+            assert_eq!(decode_number(text), Some(vec![1, 0, 1]), "{text}");
+        }
+        for text in ["", "AA", "A+AB", "?"] {
+            assert_eq!(decode_number(text), None, "{text}");
+        }
+    }
+}

@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use aws_lc_rs::digest::{Context, SHA256};
 use duo_contract::audit::Who;
 use duo_contract::snapshot::ApiToken;
 use http::HeaderMap;
@@ -12,6 +11,7 @@ use super::directory::GitLab;
 use super::error::AuthError;
 use super::headers::{self, INSTANCE_ID, MAX_ID_BYTES, REALM};
 use super::keys::KeySet;
+use super::sha256;
 use super::token::Claims;
 use crate::caller::{Caller, Grant, PERSON_LIMIT, SERVICE_LIMIT};
 
@@ -141,10 +141,6 @@ impl ApiGrant {
 /// 16 hexadecimal digits that differ between kinds of callers and between callers. The zero bytes keep the parts
 /// apart: none of them can hold one.
 fn share_key(kind: &str, parts: [&str; 2]) -> String {
-    let mut hash = Context::new(&SHA256);
-    for part in [kind, parts[0], parts[1]] {
-        hash.update(part.as_bytes());
-        hash.update(&[0]);
-    }
-    hex::encode(&hash.finish().as_ref()[..8])
+    let text = [kind, parts[0], parts[1], ""].join("\0");
+    hex::encode(&sha256(&text)[..8])
 }

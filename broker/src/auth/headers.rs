@@ -105,12 +105,15 @@ pub(super) fn gitlab_version(headers: &HeaderMap) -> Option<String> {
 
 fn append_printable(text: &mut String, value: &HeaderValue, limit: usize) {
     let bytes = value.as_bytes().trim_ascii();
-    if !text.is_empty() && !bytes.is_empty() {
+    if bytes.is_empty() || text.len() >= limit {
+        return;
+    }
+    if !text.is_empty() {
         text.push(' ');
     }
-    text.reserve(bytes.len().min(limit));
+    let room = limit - text.len();
+    text.reserve(bytes.len().min(room));
     let printable = bytes.iter().filter(|byte| matches!(byte, b' '..=b'~'));
-    let room = limit.saturating_sub(text.len());
     text.extend(printable.take(room).map(|byte| char::from(*byte)));
 }
 

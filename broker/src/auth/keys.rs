@@ -65,6 +65,7 @@ struct SlotState {
     fetch: Option<(u64, Fetch)>,
     /// Counts fetches, so that a result is recorded once.
     started: u64,
+    /// When a token that fitted no key last provoked a fetch.
     provoked_at: Option<Instant>,
     loaded_at: Option<Instant>,
     failed_at: Option<Instant>,
@@ -184,13 +185,19 @@ impl KeySlot {
             return None;
         }
         if state.fetch.is_none() {
-            // Without keys a failure of the background counts too: nobody is to wait for an instance that is away.
-            let failed_at = state.failed_at.filter(|_| known.is_none());
-            let last = state.provoked_at.max(failed_at);
+            // Without keys what counts is the last failure, the background's too: nobody is to wait for an instance
+            // that is away. With keys it is the last token that fitted none, so that a rotation is noticed even
+            // right after a refresh.
+            let last = match known {
+                None => state.failed_at,
+                Some(_) => state.provoked_at,
+            };
             if last.is_some_and(|moment| moment.elapsed() < refresh.provoked_every) {
                 return None;
             }
-            state.provoked_at = Some(Instant::now());
+            if known.is_some() {
+                state.provoked_at = Some(Instant::now());
+            }
         }
         Some(self.join_or_start(&mut state, refresh))
     }
