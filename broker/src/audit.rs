@@ -1,5 +1,7 @@
 //! Opens and closes one audit record per request of a known caller.
 
+pub mod writer;
+
 use duo_contract::name::{FeatureName, ModelName};
 use uuid::Uuid;
 
