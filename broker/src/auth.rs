@@ -18,8 +18,10 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 use aws_lc_rs::digest::{SHA256, digest};
+use duo_process::shutdown::Shutdown;
 use futures_util::future::{join_all, pending};
 use http::HeaderMap;
+use prometheus::Registry;
 use quick_cache::sync::Cache;
 
 use crate::caller::Caller;
@@ -38,13 +40,13 @@ mod token;
 use directory::Directory;
 use grant::Verified;
 use keys::{KeySet, KeySlot, Refresh};
+use metrics::AuthMetrics;
 use refusals::Refusals;
 use token::Unverified;
 
 pub use error::{AuthError, Forbidden};
 pub use fetch::{Key, KeyFetchError, fetch_keys};
 pub use keys::IssuerKeys;
-pub use metrics::AuthMetrics;
 
 /// How every API token of ours begins.
 pub const API_TOKEN_PREFIX: &str = "duo_";
@@ -107,12 +109,27 @@ impl Authenticator {
     ///
     /// The client decides which CAs are trusted and how many redirects are followed. Keys are fetched when a token
     /// needs them; [`Authenticator::run`] fetches them ahead of that.
+    ///
+    /// # Panics
+    /// When `registry` holds this module's metrics already.
     #[must_use]
-    pub fn new(identities: Identities, config: AuthConfig, client: reqwest::Client) -> Self {
-        Self::with_clock(identities, config, client, Box::new(duo_process::clock::unix_ms))
+    pub fn new(
+        identities: Identities,
+        config: AuthConfig,
+        client: reqwest::Client,
+        registry: &Registry,
+    ) -> Self {
+        let clock = Box::new(duo_process::clock::unix_ms);
+        Self::with_clock(identities, config, client, AuthMetrics::new(registry), clock)
     }
 
-    fn with_clock(identities: Identities, config: AuthConfig, client: reqwest::Client, clock: Clock) -> Self {
+    fn with_clock(
+        identities: Identities,
+        config: AuthConfig,
+        client: reqwest::Client,
+        metrics: AuthMetrics,
+        clock: Clock,
+    ) -> Self {
         let inner = Inner {
             directory: ArcSwap::from_pointee(Directory::build(&identities.load(), None)),
             identities,
@@ -125,15 +142,8 @@ impl Authenticator {
         };
         Self {
             inner: Arc::new(inner),
-            metrics: AuthMetrics::unregistered(),
+            metrics,
         }
-    }
-
-    /// Counts into `metrics` from now on.
-    #[must_use]
-    pub fn with_metrics(mut self, metrics: AuthMetrics) -> Self {
-        self.metrics = metrics;
-        self
     }
 
     /// Finds out who sent a request with these headers.
@@ -152,11 +162,11 @@ impl Authenticator {
         checked
     }
 
-    /// Keeps the keys of all issuers fresh until `shutdown` ends: at once, on each change of the issuers, and then
+    /// Keeps the keys of all issuers fresh until `shutdown` begins: at once, on each change of the issuers, and then
     /// every [`AuthConfig::keys_refresh`]; after a failure with growing delays.
-    pub async fn run(self, shutdown: impl Future<Output = ()> + Send) {
+    pub async fn run(self, shutdown: Shutdown) {
         tokio::select! {
-            () = shutdown => {}
+            () = shutdown.begun() => {}
             () = self.keep_keys() => {}
         }
     }

@@ -5,6 +5,7 @@
 //! | `duo_auth_total` | `result` | `cached`, `verified`, `api_token`, or the reason of the refusal |
 //! | `duo_auth_key_fetches_total` | `result` | `loaded`, or the reason of the failure |
 
+use duo_process::metrics::register;
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
 use super::error::AuthError;
@@ -12,7 +13,7 @@ use super::fetch::KeyFetchError;
 
 /// Counters of authentications and key fetches; clones share them.
 #[derive(Debug, Clone)]
-pub struct AuthMetrics {
+pub(super) struct AuthMetrics {
     /// GitLab tokens known from before.
     pub(super) cached: IntCounter,
     /// GitLab tokens whose signature was verified.
@@ -28,17 +29,11 @@ impl AuthMetrics {
     ///
     /// # Panics
     /// When `registry` holds them already.
-    #[must_use]
-    pub fn new(registry: &Registry) -> Self {
-        let metrics = Self::unregistered();
-        duo_process::metrics::register(registry, metrics.total.clone());
-        duo_process::metrics::register(registry, metrics.fetches.clone());
-        metrics
-    }
-
-    pub(super) fn unregistered() -> Self {
+    pub(super) fn new(registry: &Registry) -> Self {
         let total = counters("duo_auth_total", "Authentications by result.");
+        let total = register(registry, total);
         let fetches = counters("duo_auth_key_fetches_total", "Fetches of signing keys by result.");
+        let fetches = register(registry, fetches);
         for reason in AuthError::REASONS {
             total.with_label_values(&[reason]);
         }

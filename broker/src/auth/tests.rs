@@ -129,6 +129,7 @@ struct Setup {
     auth: Authenticator,
     sink: IdentitySink,
     clock_ms: Arc<AtomicU64>,
+    registry: Registry,
 }
 
 impl Setup {
@@ -137,15 +138,18 @@ impl Setup {
         let (sink, identities) = identities();
         let clock_ms = Arc::new(AtomicU64::new(NOW * 1000));
         let clock = Arc::clone(&clock_ms);
+        let registry = Registry::new();
         let setup = Self {
             auth: Authenticator::with_clock(
                 identities,
                 config,
                 reqwest::Client::new(),
+                AuthMetrics::new(&registry),
                 Box::new(move || clock.load(Ordering::Relaxed)),
             ),
             sink,
             clock_ms,
+            registry,
         };
         setup.configure(issuers, tokens);
         setup

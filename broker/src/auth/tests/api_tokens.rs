@@ -2,7 +2,6 @@
 
 use duo_contract::name::ModelName;
 use duo_contract::snapshot::Role;
-use prometheus::Registry;
 use uuid::Uuid;
 
 use super::*;
@@ -81,16 +80,12 @@ async fn unknown_and_revoked_api_tokens_are_refused() {
 
 #[tokio::test]
 async fn every_result_is_counted_and_starts_at_zero() {
-    let registry = Registry::new();
-    let Setup {
-        auth, sink: _sink, ..
-    } = setup(&[token(SECRET, Role::Client)]);
-    let auth = auth.with_metrics(AuthMetrics::new(&registry));
-    auth.authenticate(&bearer(SECRET), None).await.unwrap();
-    auth.authenticate(&bearer("duo_wrong"), None).await.unwrap_err();
+    let setup = setup(&[token(SECRET, Role::Client)]);
+    setup.check(&bearer(SECRET)).await.unwrap();
+    setup.check(&bearer("duo_wrong")).await.unwrap_err();
 
     let text = prometheus::TextEncoder::new()
-        .encode_to_string(&registry.gather())
+        .encode_to_string(&setup.registry.gather())
         .unwrap();
     for line in [
         "duo_auth_total{result=\"api_token\"} 1",

@@ -1,7 +1,6 @@
 //! Signing keys: fetched, shared, rotated, kept.
 
 use futures_util::future::join_all;
-use tokio::sync::oneshot;
 
 use super::*;
 
@@ -193,8 +192,8 @@ async fn a_client_that_leaves_takes_no_fetch_away() {
 async fn the_background_fetches_ahead_of_tokens_and_follows_the_issuers() {
     let (first, second) = (Instance::start().await, Instance::start().await);
     let setup = Setup::of(&first);
-    let (stop, stopped) = oneshot::channel::<()>();
-    let running = tokio::spawn(setup.auth.clone().run(async move { drop(stopped.await) }));
+    let shutdown = Shutdown::new();
+    let running = tokio::spawn(setup.auth.clone().run(shutdown.clone()));
 
     let begun = |instance: &Instance| {
         let mut discoveries = instance.discoveries.subscribe();
@@ -210,7 +209,7 @@ async fn the_background_fetches_ahead_of_tokens_and_follows_the_issuers() {
     assert!(setup.auth.keys_loaded());
     let status = setup.auth.issuer_keys();
     assert_eq!((status[0].keys, status[0].stale), (1, false));
-    stop.send(()).unwrap();
+    shutdown.begin();
     running.await.unwrap();
 }
 
@@ -223,7 +222,7 @@ async fn the_background_refreshes_and_retries() {
         ..AuthConfig::default()
     };
     let setup = Setup::new(&[instance.issuer()], &[], config);
-    let running = tokio::spawn(setup.auth.clone().run(std::future::pending()));
+    let running = tokio::spawn(setup.auth.clone().run(Shutdown::new()));
     let mut discoveries = instance.discoveries.subscribe();
     discoveries.wait_for(|count| *count >= 2).await.unwrap();
     instance.publish(&[jwk(0, "first")]);
