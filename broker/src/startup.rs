@@ -20,7 +20,7 @@ use tokio::net::TcpListener;
 use crate::admission::Admission;
 use crate::api::{self, ApiState};
 use crate::audit::{AuditLog, sink, writer};
-use crate::auth::{AuthConfig, AuthMetrics, Authenticator};
+use crate::auth::{AuthConfig, Authenticator};
 use crate::config::Config;
 use crate::dispatch::{self, Dispatch, Parts, chores, claims, replies, supersede, watch};
 use crate::exchange::Exchange;
@@ -135,12 +135,8 @@ pub async fn run(
     background.spawn("fleet", fleet::watch(nats.clone(), fleet, background.clone()));
     background.spawn("depths", watch::depths(dispatch.clone(), routing.clone(), background.clone()));
     let client = http_client(config.gitlab_ca_file.as_deref())?;
-    let authenticator = Authenticator::new(identities, AuthConfig::default(), client)
-        .with_metrics(AuthMetrics::new(&registry));
-    background.spawn("signing keys", {
-        let end = background.clone();
-        authenticator.clone().run(async move { end.begun().await })
-    });
+    let authenticator = Authenticator::new(identities, AuthConfig::default(), client, &registry);
+    background.spawn("signing keys", authenticator.clone().run(background.clone()));
     let prompts = Prompts::new();
     let followed = follow::Followed {
         nats: nats.clone(),
@@ -223,7 +219,7 @@ async fn spawn_dispatch(dispatch: &Dispatch) -> anyhow::Result<()> {
 }
 
 fn http_client(ca_file: Option<&std::path::Path>) -> anyhow::Result<reqwest::Client> {
-    let mut builder = reqwest::Client::builder().no_proxy().tcp_nodelay(true);
+    let mut builder = reqwest::Client::builder().no_proxy().tcp_nodelay(true).redirect(reqwest::redirect::Policy::limited(3));
     if let Some(path) = ca_file {
         let pem = std::fs::read(path)
             .with_context(|| format!("the CA file {} cannot be read (DUO_GITLAB_CA_FILE)", path.display()))?;
