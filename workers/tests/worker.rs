@@ -296,9 +296,6 @@ async fn the_owners_word_decides_what_becomes_of_the_message() {
     server.call().await.answer(200, WHOLE).await;
     for _ in 0..3 {
         assert_eq!(lines(&[bed.owner.frame().await]), [WHOLE]);
-        if bed.owner.frames.is_empty() {
-            break;
-        }
     }
     bed.drained().await;
 }
@@ -360,10 +357,18 @@ async fn a_restart_of_nats_in_mid_stream_ends_in_a_whole_answer() {
     bed.nats.stop();
     feed.event(&chunk("b")).await;
     bed.nats.restart().await;
+    // What was sent meanwhile may be lost, so it is asked for.
+    bed.owner
+        .will_answer_last(FrameAnswer::Missing { from: 1, until: 3 })
+        .await;
     feed.event(LAST).await;
     drop(feed);
-    let frames = bed.owner.frames().await;
-    assert_eq!(frames.last().map(|frame| frame.number), Some(2), "{frames:?}");
+    let mut frames = bed.owner.frames().await;
+    frames.extend(bed.owner.frames().await);
+    frames.sort_by_key(|frame| frame.number);
+    frames.dedup_by_key(|frame| frame.number);
+    assert_eq!(lines(&frames), [chunk("b"), LAST.to_owned()]);
+    assert_eq!(frames.last().map(|frame| frame.number), Some(3), "{frames:?}");
     bed.drained().await;
 }
 

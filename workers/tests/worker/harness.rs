@@ -392,9 +392,9 @@ impl Owner {
                 let frame = ReplyFrame::decode(&message.payload).expect("a frame");
                 let last = frame.is_last();
                 frames_out.send(frame).await.expect("room");
-                if last {
+                // A last frame that is sent again among the missing ones asks nothing.
+                if let (true, Some(reply)) = (last, message.reply) {
                     let answer = last_answers_in.try_recv().unwrap_or(FrameAnswer::Confirmed);
-                    let reply = message.reply.expect("a last frame is a request");
                     answering.publish(reply, answer.encode()).await.expect("sent");
                 }
             }
