@@ -342,7 +342,6 @@ async fn after_a_nats_restart_the_next_request_is_served_within_a_second() {
     server.call().await.answer(200, WHOLE).await;
     bed.owner.frames().await;
     let took = back.elapsed();
-    println!("served {took:?} after nats-server came back");
     assert!(took < Duration::from_secs(1), "{took:?}");
     bed.drained().await;
 }
