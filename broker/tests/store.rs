@@ -26,7 +26,13 @@ use uuid::Uuid;
 
 use self::servers::{Database, admin, nats};
 
-const FAMILIES: [&str; 5] = ["mistral_7b", "mixtral_8x7b", "mixtral_8x22b", "codegemma_7b", "codegemma_2b"];
+const FAMILIES: [&str; 5] = [
+    "mistral_7b",
+    "mixtral_8x7b",
+    "mixtral_8x22b",
+    "codegemma_7b",
+    "codegemma_2b",
+];
 
 /// The blueprint's table, one letter per family.
 const TABLE: [(&str, &str); 16] = [
@@ -58,7 +64,8 @@ fn any_prompt(_: &PromptOverride) -> Result<(), String> {
 }
 
 async fn apply(store: &Store, text: &str) -> Result<Applied, Vec<String>> {
-    let texts = |problems: Vec<config_file::Problem>| problems.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let texts =
+        |problems: Vec<config_file::Problem>| problems.iter().map(ToString::to_string).collect::<Vec<_>>();
     let file = config_file::parse(text, Path::new("."), &any_prompt).map_err(texts)?;
     match config_file::apply(store, &file, "tester", &any_prompt).await {
         Ok(applied) => Ok(applied),
@@ -93,17 +100,37 @@ async fn the_seeds_are_the_blueprints_table() {
     }
     let level = |name: &str, family: &str| level_of(config.support_levels.iter(), &feature(name), family);
     assert_eq!(level("openai_chat", "whatever"), SupportLevel::Supported);
-    assert_eq!(level("review_merge_request", "mistral_7b"), SupportLevel::ToBeEvaluated);
-    assert_eq!(level("code_completion", "starcoder_3b"), SupportLevel::ToBeEvaluated);
+    assert_eq!(
+        level("review_merge_request", "mistral_7b"),
+        SupportLevel::ToBeEvaluated
+    );
+    assert_eq!(
+        level("code_completion", "starcoder_3b"),
+        SupportLevel::ToBeEvaluated
+    );
 
-    let active: Vec<_> = config.features.iter().filter(|f| f.active).map(|f| f.name.as_str()).collect();
+    let active: Vec<_> = config
+        .features
+        .iter()
+        .filter(|f| f.active)
+        .map(|f| f.name.as_str())
+        .collect();
     assert_eq!(active, ["openai_chat", "openai_completion", "openai_embedding"]);
     assert_eq!(config.features.len(), 28);
     let found = |name: &str| config.features.iter().find(|f| f.name.as_str() == name).unwrap();
     let completion = found("code_completion");
     assert_eq!(completion.lane, Lane::Keystroke);
-    assert_eq!((completion.first_byte_within_ms, completion.end_within_ms), (2500, 2500));
-    assert_eq!((found("duo_chat").first_byte_within_ms, found("duo_chat").end_within_ms), (50_000, 600_000));
+    assert_eq!(
+        (completion.first_byte_within_ms, completion.end_within_ms),
+        (2500, 2500)
+    );
+    assert_eq!(
+        (
+            found("duo_chat").first_byte_within_ms,
+            found("duo_chat").end_within_ms
+        ),
+        (50_000, 600_000)
+    );
     assert_eq!(found("categorize_question").end_within_ms, 15_000);
 }
 
@@ -121,7 +148,10 @@ async fn every_prompt_belongs_to_a_seeded_feature() {
             }
             let text = std::fs::read_to_string(entry.path()).unwrap();
             if let Some(name) = text.lines().find_map(|line| line.strip_prefix("feature: ")) {
-                assert!(config.features.iter().any(|f| f.name.as_str() == name), "no feature {name}");
+                assert!(
+                    config.features.iter().any(|f| f.name.as_str() == name),
+                    "no feature {name}"
+                );
                 seen += 1;
             }
         }
@@ -145,7 +175,12 @@ async fn a_pair_that_is_not_supported_is_refused_with_its_names() {
     let text = format!("{MODELS}features:\n  code_completion: {{model: mistral}}\n");
     let problems = apply(&database.store, &text).await.unwrap_err();
     assert_eq!(problems.len(), 1);
-    for part in ["line 5, column 29", "code_completion", "mistral_7b", "not_supported"] {
+    for part in [
+        "line 5, column 28",
+        "code_completion",
+        "mistral_7b",
+        "not_supported",
+    ] {
         assert!(problems[0].contains(part), "{part} is missing: {}", problems[0]);
     }
     let (config, _) = database.store.snapshots().await.unwrap();
@@ -155,17 +190,32 @@ async fn a_pair_that_is_not_supported_is_refused_with_its_names() {
 #[tokio::test]
 async fn a_pair_to_be_evaluated_needs_an_acknowledgement_which_is_kept() {
     let database = Database::create().await;
-    let plain = format!("{MODELS}features:\n  duo_chat: {{model: mistral}}\n  code_generation: {{model: mistral}}\n");
+    let plain =
+        format!("{MODELS}features:\n  duo_chat: {{model: mistral}}\n  code_generation: {{model: mistral}}\n");
     let problems = apply(&database.store, &plain).await.unwrap_err();
     assert_eq!(problems.len(), 1);
-    assert!(problems[0].contains("duo_chat") && problems[0].contains("acknowledge"), "{}", problems[0]);
+    assert!(
+        problems[0].contains("duo_chat") && problems[0].contains("acknowledge"),
+        "{}",
+        problems[0]
+    );
 
-    let answered = plain.replace("duo_chat: {", "duo_chat: {acknowledge: \"tried by the platform team\", ");
+    let answered = plain.replace(
+        "duo_chat: {",
+        "duo_chat: {acknowledge: \"tried by the platform team\", ",
+    );
     assert_eq!(apply(&database.store, &answered).await.unwrap().revision, 2);
     let state = database.store.config_state().await.unwrap();
-    let chat = state.features.iter().find(|row| row.feature.name.as_str() == "duo_chat").unwrap();
+    let chat = state
+        .features
+        .iter()
+        .find(|row| row.feature.name.as_str() == "duo_chat")
+        .unwrap();
     let given = chat.acknowledgement.as_ref().unwrap();
-    assert_eq!((given.by.as_str(), given.family.as_str()), ("tester", "mistral_7b"));
+    assert_eq!(
+        (given.by.as_str(), given.family.as_str()),
+        ("tester", "mistral_7b")
+    );
     assert_eq!(given.text, "tried by the platform team");
     assert_eq!(
         database
@@ -183,7 +233,12 @@ async fn a_pair_to_be_evaluated_needs_an_acknowledgement_which_is_kept() {
 #[tokio::test]
 async fn a_level_that_changes_has_an_author_and_a_reason() {
     let database = Database::create().await;
-    apply(&database.store, &format!("{MODELS}features:\n  code_generation: {{model: mistral}}\n")).await.unwrap();
+    apply(
+        &database.store,
+        &format!("{MODELS}features:\n  code_generation: {{model: mistral}}\n"),
+    )
+    .await
+    .unwrap();
     let raise = "support_levels:\n  - {feature: duo_chat, family: mistral_7b, level: supported, reason: trials}\n\
                  features:\n  duo_chat: {model: mistral}\n";
     apply(&database.store, raise).await.unwrap();
@@ -193,12 +248,18 @@ async fn a_level_that_changes_has_an_author_and_a_reason() {
             .await,
         1
     );
-    let lower = raise.replace("supported", "not_supported").replace("features:\n  duo_chat: {model: mistral}\n", "");
+    let lower = raise
+        .replace("supported", "not_supported")
+        .replace("features:\n  duo_chat: {model: mistral}\n", "");
     let problems = apply(&database.store, &lower).await.unwrap_err();
     assert!(problems[0].contains("features.duo_chat.model"), "{}", problems[0]);
     let gone = "models: []\n";
     let problems = apply(&database.store, gone).await.unwrap_err();
-    assert_eq!(problems.len(), 2, "both assignments would lose their model: {problems:?}");
+    assert_eq!(
+        problems.len(),
+        2,
+        "both assignments would lose their model: {problems:?}"
+    );
 }
 
 #[tokio::test]
@@ -221,7 +282,11 @@ prompts:
     apply(&database.store, &text).await.unwrap();
     let state = database.store.config_state().await.unwrap();
     let exported = config_file::export(&state);
-    assert_eq!(apply(&database.store, &exported).await.unwrap().edits, [], "{exported}");
+    assert_eq!(
+        apply(&database.store, &exported).await.unwrap().edits,
+        [],
+        "{exported}"
+    );
 
     let fresh = Database::create().await;
     apply(&fresh.store, &exported).await.unwrap();
@@ -244,7 +309,10 @@ async fn a_file_with_mistakes_is_refused_whole_with_every_mistake() {
     );
     std::fs::write(&path, &bad).unwrap();
     for command in ["check", "apply"] {
-        let output = database.command(&["config", command, path.to_str().unwrap()]).output().unwrap();
+        let output = database
+            .command(&["config", command, path.to_str().unwrap()])
+            .output()
+            .unwrap();
         let told = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(78), "{told}");
         for part in ["line 5", "line 6", "line 7", "line 8", "4 problems"] {
@@ -261,7 +329,10 @@ async fn the_program_applies_a_file_and_says_what_changed() {
     let database = Database::empty().await;
     let run = |arguments: &[&str]| {
         let output = database.command(arguments).output().unwrap();
-        let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+        let (out, err) = (
+            String::from_utf8(output.stdout).unwrap(),
+            String::from_utf8(output.stderr).unwrap(),
+        );
         assert!(output.status.success(), "{arguments:?}: {out}{err}");
         out
     };
@@ -269,25 +340,67 @@ async fn the_program_applies_a_file_and_says_what_changed() {
     assert!(run(&["migrate"]).contains("nothing to do"));
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("duo.yaml");
-    std::fs::write(&path, format!("{MODELS}features:\n  code_completion: {{model: codegemma}}\n")).unwrap();
+    std::fs::write(
+        &path,
+        format!("{MODELS}features:\n  code_completion: {{model: codegemma}}\n"),
+    )
+    .unwrap();
     let path = path.to_str().unwrap();
     assert!(run(&["config", "apply", path, "--dry-run"]).contains("would change 3 rows and make revision 2"));
     let said = run(&["config", "apply", path, "--actor", "jo"]);
-    assert!(said.contains("+ model.put codegemma") && said.contains("~ feature.put code_completion"), "{said}");
+    assert!(
+        said.contains("+ model.put codegemma") && said.contains("~ feature.put code_completion"),
+        "{said}"
+    );
     assert!(said.contains("changed 3 rows; the revision is 2"), "{said}");
     assert!(run(&["config", "apply", path]).contains("nothing to change; the revision stays 2"));
     assert!(run(&["config", "export"]).contains("code_completion:"));
-    assert_eq!(database.count("SELECT count(*) FROM change_records WHERE actor = 'jo'").await, 3);
+    assert_eq!(
+        database
+            .count("SELECT count(*) FROM change_records WHERE actor = 'jo'")
+            .await,
+        3
+    );
 
-    let secret = run(&["token", "create", "--name", "ci", "--role", "client", "--expires", "30d"]);
-    assert!(secret.starts_with("duo_c_") && secret.trim_end().len() == 49, "standard output has the secret alone");
+    let secret = run(&[
+        "token",
+        "create",
+        "--name",
+        "ci",
+        "--role",
+        "client",
+        "--expires",
+        "30d",
+    ]);
+    assert!(
+        secret.starts_with("duo_c_") && secret.trim_end().len() == 49,
+        "standard output has the secret alone"
+    );
     let listed = run(&["token", "list"]);
-    assert!(listed.contains("ci") && !listed.contains(secret.trim_end()), "{listed}");
+    assert!(
+        listed.contains("ci") && !listed.contains(secret.trim_end()),
+        "{listed}"
+    );
     run(&["token", "revoke", "ci"]);
-    assert!(!database.command(&["token", "revoke", "ci"]).output().unwrap().status.success());
+    assert!(
+        !database
+            .command(&["token", "revoke", "ci"])
+            .output()
+            .unwrap()
+            .status
+            .success()
+    );
     assert!(run(&["audit", "search", "--since", "10m"]).starts_with("TIME"));
     let mut without = database.command(&["config", "export"]);
-    assert_eq!(without.env_remove("DUO_DATABASE_URL").output().unwrap().status.code(), Some(78));
+    assert_eq!(
+        without
+            .env_remove("DUO_DATABASE_URL")
+            .output()
+            .unwrap()
+            .status
+            .code(),
+        Some(78)
+    );
 }
 
 #[tokio::test]
@@ -303,19 +416,28 @@ async fn a_token_is_in_the_snapshot_until_it_is_revoked_and_its_secret_nowhere()
         limit: 7,
     };
     let (id, secret) = store.create_token("tester", &new).await.unwrap();
-    assert!(matches!(store.create_token("tester", &new).await, Err(StoreError::Conflict(_))));
+    assert!(matches!(
+        store.create_token("tester", &new).await,
+        Err(StoreError::Conflict(_))
+    ));
     let strange = NewToken {
         name: "strange".into(),
         features: Some(vec![feature("absent")]),
         ..new.clone()
     };
-    assert!(matches!(store.create_token("tester", &strange).await, Err(StoreError::NotFound(_))));
+    assert!(matches!(
+        store.create_token("tester", &strange).await,
+        Err(StoreError::NotFound(_))
+    ));
 
     let (_, identities) = store.snapshots().await.unwrap();
     assert_eq!(identities.revision, 2);
     let token = &identities.tokens[0];
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, secret.expose_secret().as_bytes());
-    assert_eq!((token.id, token.limit, token.sha256.as_str()), (id, 7, hex::encode(digest).as_str()));
+    assert_eq!(
+        (token.id, token.limit, token.sha256.as_str()),
+        (id, 7, hex::encode(digest).as_str())
+    );
     assert_eq!(token.features, new.features);
     let told = format!("{identities:?}{:?}", store.tokens().await.unwrap());
     assert!(!told.contains(secret.expose_secret()));
@@ -330,7 +452,10 @@ async fn a_token_is_in_the_snapshot_until_it_is_revoked_and_its_secret_nowhere()
     let (_, identities) = store.snapshots().await.unwrap();
     assert_eq!((identities.revision, identities.tokens.len()), (3, 0));
     assert_eq!(store.tokens().await.unwrap()[0].state, "revoked");
-    store.create_token("tester", &new).await.expect("the name is free again");
+    store
+        .create_token("tester", &new)
+        .await
+        .expect("the name is free again");
 }
 
 #[tokio::test]
@@ -350,7 +475,12 @@ async fn changes_at_the_same_time_get_a_revision_each() {
     });
     futures_util::future::join_all(changes).await;
     assert_eq!(database.store.revision().await.unwrap(), 9);
-    assert_eq!(database.count("SELECT count(DISTINCT revision) FROM change_records").await, 8);
+    assert_eq!(
+        database
+            .count("SELECT count(DISTINCT revision) FROM change_records")
+            .await,
+        8
+    );
     assert_eq!(database.count("SELECT count(*) FROM config_outbox").await, 9);
 }
 
@@ -368,7 +498,10 @@ async fn records_refuse_to_be_changed() {
         "DELETE FROM audit_events",
         "TRUNCATE audit_events",
     ] {
-        let refused = sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&database.pool).await.unwrap_err();
+        let refused = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .execute(&database.pool)
+            .await
+            .unwrap_err();
         assert!(refused.to_string().contains("append-only"), "{sql}: {refused}");
     }
 }
@@ -378,7 +511,11 @@ const NEW_YEAR: u64 = 1_767_225_600;
 
 /// A request id of the given day after new year.
 fn id_on(day: u64) -> Uuid {
-    Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, NEW_YEAR + day * 86_400, 0))
+    Uuid::new_v7(uuid::Timestamp::from_unix(
+        uuid::NoContext,
+        NEW_YEAR + day * 86_400,
+        0,
+    ))
 }
 
 fn admitted(request_id: Uuid, second: i64, broker: &str) -> AuditRecord {
@@ -439,7 +576,11 @@ async fn insert(store: &Store, records: &[&AuditRecord]) -> u64 {
 async fn the_first_terminal_record_wins_and_another_is_a_late_end() {
     let database = Database::create().await;
     let (first, second) = (id_on(0), id_on(1));
-    let (begin, end, other) = (admitted(first, 1, "b1"), ended(first, 2, "b1"), ended(second, 3, "b1"));
+    let (begin, end, other) = (
+        admitted(first, 1, "b1"),
+        ended(first, 2, "b1"),
+        ended(second, 3, "b1"),
+    );
     assert_eq!(insert(&database.store, &[&begin, &end, &other]).await, 3);
     // The same again, as a redelivery brings it, is nothing new.
     assert_eq!(insert(&database.store, &[&begin, &end, &end]).await, 0);
@@ -449,19 +590,47 @@ async fn the_first_terminal_record_wins_and_another_is_a_late_end() {
     late.end.as_mut().unwrap().outcome = Outcome::Abandoned;
     assert_eq!(insert(&database.store, &[&late, &late]).await, 0);
     assert_eq!(insert(&database.store, &[&late]).await, 0);
-    assert_eq!(database.count("SELECT count(*) FROM audit_late_ends WHERE outcome = 'abandoned'").await, 1);
+    assert_eq!(
+        database
+            .count("SELECT count(*) FROM audit_late_ends WHERE outcome = 'abandoned'")
+            .await,
+        1
+    );
     // Two ends of one request in one batch: one stands, the other is kept.
     let third = id_on(1);
-    assert_eq!(insert(&database.store, &[&ended(third, 5, "b1"), &ended(third, 5, "b2")]).await, 1);
+    assert_eq!(
+        insert(&database.store, &[&ended(third, 5, "b1"), &ended(third, 5, "b2")]).await,
+        1
+    );
     assert_eq!(database.count("SELECT count(*) FROM audit_late_ends").await, 2);
 
-    assert_eq!(database.count("SELECT count(*) FROM audit_events_20260101").await, 2);
-    assert_eq!(database.count("SELECT count(*) FROM audit_events_20260102").await, 2);
-    let page = database.store.audit_page(&Filter::default(), 10, None).await.unwrap();
-    let event = page.events.iter().find(|event| event.request_id == first && event.kind == "ended").unwrap();
-    assert_eq!(event.occurred_at.unix_timestamp_nanos() / 1000, i128::from(end.occurred_at_us));
+    assert_eq!(
+        database.count("SELECT count(*) FROM audit_events_20260101").await,
+        2
+    );
+    assert_eq!(
+        database.count("SELECT count(*) FROM audit_events_20260102").await,
+        2
+    );
+    let page = database
+        .store
+        .audit_page(&Filter::default(), 10, None)
+        .await
+        .unwrap();
+    let event = page
+        .events
+        .iter()
+        .find(|event| event.request_id == first && event.kind == "ended")
+        .unwrap();
+    assert_eq!(
+        event.occurred_at.unix_timestamp_nanos() / 1000,
+        i128::from(end.occurred_at_us)
+    );
     assert_eq!(event.outcome.as_deref(), Some("completed"));
-    assert_eq!((event.attempts, event.duration_us, event.output_tokens), (Some(1), Some(12_345), Some(7)));
+    assert_eq!(
+        (event.attempts, event.duration_us, event.output_tokens),
+        (Some(1), Some(12_345), Some(7))
+    );
 }
 
 #[tokio::test]
@@ -484,9 +653,10 @@ async fn pages_do_not_shift_when_events_are_added() {
     let database = Database::create().await;
     let store = &database.store;
     let mut expected = Vec::new();
+    let days = 3 * 86_400;
     for number in 0..25 {
         // Two share each moment, so that a page may end between them.
-        let record = ended(id_on(number % 3), i64::try_from(number / 2).unwrap(), "b1");
+        let record = ended(id_on(number % 3), days + i64::try_from(number / 2).unwrap(), "b1");
         insert(store, &[&record]).await;
         expected.push((record.occurred_at_us, record.request_id));
     }
@@ -495,9 +665,12 @@ async fn pages_do_not_shift_when_events_are_added() {
     let mut found = Vec::new();
     let mut cursor: Option<Cursor> = None;
     loop {
-        let page = store.audit_page(&Filter::default(), 4, cursor.as_ref()).await.unwrap();
+        let page = store
+            .audit_page(&Filter::default(), 4, cursor.as_ref())
+            .await
+            .unwrap();
         found.extend(page.events.iter().map(|event| event.request_id));
-        let newer = ended(id_on(2), 1000 + i64::try_from(found.len()).unwrap(), "b1");
+        let newer = ended(id_on(2), days + 1000 + i64::try_from(found.len()).unwrap(), "b1");
         insert(store, &[&newer]).await;
         let Some(next) = page.next_cursor else { break };
         cursor = Some(Cursor::parse(&next.to_string()).unwrap());
@@ -514,19 +687,72 @@ async fn a_search_finds_what_all_its_filters_name() {
     failed.who.user_id = None;
     failed.who.token_id = Some("token".into());
     let completed = ended(id_on(1), 20, "b1");
-    insert(store, &[&failed, &completed, &admitted(failed.request_id, 9, "b1")]).await;
+    insert(
+        store,
+        &[&failed, &completed, &admitted(failed.request_id, 9, "b1")],
+    )
+    .await;
     let moment = |record: &AuditRecord| {
         time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(record.occurred_at_us) * 1000).unwrap()
     };
     for (filter, count) in [
-        (Filter { outcome: Some(Outcome::Failed), ..Filter::default() }, 1),
-        (Filter { user: Some("token".into()), ..Filter::default() }, 1),
-        (Filter { user: Some("person".into()), ..Filter::default() }, 2),
-        (Filter { request_id: Some(failed.request_id), ..Filter::default() }, 2),
-        (Filter { kind: Some(AuditKind::Admitted), ..Filter::default() }, 1),
-        (Filter { feature: Some("duo_chat".into()), ..Filter::default() }, 0),
-        (Filter { model: Some("codegemma".into()), since: Some(moment(&completed)), ..Filter::default() }, 1),
-        (Filter { until: Some(moment(&completed)), ..Filter::default() }, 2),
+        (
+            Filter {
+                outcome: Some(Outcome::Failed),
+                ..Filter::default()
+            },
+            1,
+        ),
+        (
+            Filter {
+                user: Some("token".into()),
+                ..Filter::default()
+            },
+            1,
+        ),
+        (
+            Filter {
+                user: Some("person".into()),
+                ..Filter::default()
+            },
+            2,
+        ),
+        (
+            Filter {
+                request_id: Some(failed.request_id),
+                ..Filter::default()
+            },
+            2,
+        ),
+        (
+            Filter {
+                kind: Some(AuditKind::Admitted),
+                ..Filter::default()
+            },
+            1,
+        ),
+        (
+            Filter {
+                feature: Some("duo_chat".into()),
+                ..Filter::default()
+            },
+            0,
+        ),
+        (
+            Filter {
+                model: Some("codegemma".into()),
+                since: Some(moment(&completed)),
+                ..Filter::default()
+            },
+            1,
+        ),
+        (
+            Filter {
+                until: Some(moment(&completed)),
+                ..Filter::default()
+            },
+            2,
+        ),
     ] {
         let page = store.audit_page(&filter, 10, None).await.unwrap();
         assert_eq!(page.events.len(), count, "{filter:?}");
@@ -593,15 +819,31 @@ async fn a_change_is_relayed_and_put_back_when_a_bucket_loses_it() {
     let shutdown = Shutdown::new();
     // Two brokers relay at the same time.
     for _ in 0..2 {
-        shutdown.spawn("relay", relay::run(database.store.clone(), nats.clone(), shutdown.clone()));
+        shutdown.spawn(
+            "relay",
+            relay::run(database.store.clone(), nats.clone(), shutdown.clone()),
+        );
     }
     apply(&database.store, MODELS).await.unwrap();
     let config = async || held::<ConfigSnapshot>(&nats, subject::CONFIG_BUCKET).await;
-    until("the change is in the bucket", async || config().await.is_some_and(|c| c.revision == 2)).await;
-    assert_eq!(config().await.unwrap(), database.store.snapshots().await.unwrap().0);
-    until("the outbox is empty", async || database.count("SELECT count(*) FROM config_outbox").await == 0).await;
+    until("the change is in the bucket", async || {
+        config().await.is_some_and(|c| c.revision == 2)
+    })
+    .await;
+    assert_eq!(
+        config().await.unwrap(),
+        database.store.snapshots().await.unwrap().0
+    );
+    until("the outbox is empty", async || {
+        database.count("SELECT count(*) FROM config_outbox").await == 0
+    })
+    .await;
 
-    let store = nats.jetstream().get_key_value(subject::IDENTITY_BUCKET).await.unwrap();
+    let store = nats
+        .jetstream()
+        .get_key_value(subject::IDENTITY_BUCKET)
+        .await
+        .unwrap();
     store.purge(subject::SNAPSHOT_KEY).await.unwrap();
     let identities = async || held::<IdentitySnapshot>(&nats, subject::IDENTITY_BUCKET).await;
     until("the bucket is full again", async || identities().await.is_some()).await;
@@ -610,11 +852,27 @@ async fn a_change_is_relayed_and_put_back_when_a_bucket_loses_it() {
         revision: 50,
         ..ConfigSnapshot::default()
     };
-    let store = nats.jetstream().get_key_value(subject::CONFIG_BUCKET).await.unwrap();
-    store.put(subject::SNAPSHOT_KEY, serde_json::to_vec(&newer).unwrap().into()).await.unwrap();
-    apply(&database.store, "features:\n  openai_chat: inactive\n").await.unwrap();
-    until("the identities follow", async || identities().await.is_some_and(|i| i.revision == 3)).await;
-    assert_eq!(config().await.unwrap().revision, 50, "a newer revision is never replaced by an older one");
+    let store = nats
+        .jetstream()
+        .get_key_value(subject::CONFIG_BUCKET)
+        .await
+        .unwrap();
+    store
+        .put(subject::SNAPSHOT_KEY, serde_json::to_vec(&newer).unwrap().into())
+        .await
+        .unwrap();
+    apply(&database.store, "features:\n  openai_chat: inactive\n")
+        .await
+        .unwrap();
+    until("the identities follow", async || {
+        identities().await.is_some_and(|i| i.revision == 3)
+    })
+    .await;
+    assert_eq!(
+        config().await.unwrap().revision,
+        50,
+        "a newer revision is never replaced by an older one"
+    );
     shutdown.begin();
     assert!(shutdown.drained(Duration::from_secs(5)).await);
 }
@@ -623,7 +881,12 @@ async fn publish(nats: &Nats, record: &AuditRecord) {
     let context = nats.jetstream();
     let payload = serde_json::to_vec(record).unwrap();
     let subject = subject::audit(record.kind.as_str());
-    context.publish(subject, payload.into()).await.unwrap().await.unwrap();
+    context
+        .publish(subject, payload.into())
+        .await
+        .unwrap()
+        .await
+        .unwrap();
 }
 
 async fn stored(nats: &Nats) -> u64 {
@@ -650,18 +913,31 @@ async fn the_writer_empties_the_stream_into_postgres_and_survives_its_absence() 
         }
     }
     let context = nats.jetstream();
-    context.publish(subject::audit("ended"), "not a record".into()).await.unwrap().await.unwrap();
+    context
+        .publish(subject::audit("ended"), "not a record".into())
+        .await
+        .unwrap()
+        .await
+        .unwrap();
     let written = async || database.count("SELECT count(*) FROM audit_events").await;
     until("all are written", async || written().await == 1212).await;
     until("the stream is empty", async || stored(&nats).await == 0).await;
-    assert_eq!(database.count("SELECT count(*) FROM audit_rejects WHERE payload = 'not a record'").await, 1);
+    assert_eq!(
+        database
+            .count("SELECT count(*) FROM audit_rejects WHERE payload = 'not a record'")
+            .await,
+        1
+    );
 
     // The database vanishes; records wait in their stream and are written when it is back.
     database.pool.close().await;
     let name = &database.name;
     let away = format!("{name}_away");
     until("the database is away", async || {
-        admin(&format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")).await;
+        admin(&format!(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+        ))
+        .await;
         let renamed = tokio::spawn({
             let sql = format!("ALTER DATABASE {name} RENAME TO {away}");
             async move { admin(&sql).await }
@@ -678,7 +954,14 @@ async fn the_writer_empties_the_stream_into_postgres_and_survives_its_absence() 
     until("the stream is empty again", async || stored(&nats).await == 0).await;
     let page = database
         .store
-        .audit_page(&Filter { kind: Some(AuditKind::Ended), ..Filter::default() }, 100, None)
+        .audit_page(
+            &Filter {
+                kind: Some(AuditKind::Ended),
+                ..Filter::default()
+            },
+            100,
+            None,
+        )
         .await
         .unwrap();
     assert_eq!(page.events.len(), 32);
@@ -692,5 +975,8 @@ async fn the_writer_empties_the_stream_into_postgres_and_survives_its_absence() 
     };
     assert!((total("duo_audit_written_total") - 1232.0).abs() < 0.5);
     assert!((total("duo_audit_rejected_total") - 1.0).abs() < 0.5);
-    assert!(total("duo_audit_batches_total") < 300.0, "records are written in batches");
+    assert!(
+        total("duo_audit_batches_total") < 300.0,
+        "records are written in batches"
+    );
 }

@@ -38,17 +38,28 @@ impl Database {
         let url = url(&name);
         let store = Store::connect(&SecretString::from(url.clone()), PoolConfig::default()).unwrap();
         let pool = PgPool::connect_lazy(&url).unwrap();
-        Database { store, pool, url, name }
+        Database {
+            store,
+            pool,
+            url,
+            name,
+        }
     }
 
     pub async fn count(&self, sql: &str) -> i64 {
-        sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&self.pool).await.unwrap()
+        sqlx::query_scalar(AssertSqlSafe(sql))
+            .fetch_one(&self.pool)
+            .await
+            .unwrap()
     }
 
     /// Runs the program itself.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_duo-broker"));
-        command.env_clear().env("DUO_DATABASE_URL", &self.url).args(arguments);
+        command
+            .env_clear()
+            .env("DUO_DATABASE_URL", &self.url)
+            .args(arguments);
         command
     }
 }
@@ -56,7 +67,10 @@ impl Database {
 /// Runs a statement in the database of the server itself.
 pub async fn admin(sql: &str) {
     let mut connection = PgConnection::connect(&url("postgres")).await.unwrap();
-    sqlx::query(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+    sqlx::query(AssertSqlSafe(sql))
+        .execute(&mut connection)
+        .await
+        .unwrap();
 }
 
 fn url(database: &str) -> String {
@@ -78,12 +92,17 @@ fn start_postgres() -> PathBuf {
         prefix = format!("setpriv --reuid={user} --regid=$(id -g {user}) --clear-groups");
     }
     let (bin, data_text) = (bin.display(), data.display());
-    run(&format!("{prefix} {bin}/initdb -D {data_text} -U duo -A trust -E UTF8 --locale=C -N"));
+    run(&format!(
+        "{prefix} {bin}/initdb -D {data_text} -U duo -A trust -E UTF8 --locale=C -N"
+    ));
     run(&format!(
         "{prefix} {bin}/pg_ctl -D {data_text} -w -t 60 -l {data_text}/log -o \
          \"-c listen_addresses='' -c unix_socket_directories='{data_text}' -c fsync=off\" start"
     ));
-    stop_with_us(&format!("{prefix} {bin}/pg_ctl -D {data_text} -m immediate stop"), &folder);
+    stop_with_us(
+        &format!("{prefix} {bin}/pg_ctl -D {data_text} -m immediate stop"),
+        &folder,
+    );
     data
 }
 
@@ -91,7 +110,10 @@ fn postgres_bin() -> PathBuf {
     if let Some(bin) = variable("DUO_TEST_PG_BIN") {
         return bin.into();
     }
-    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let versions = std::fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten();
     let newest = versions.max_by_key(|entry| entry.file_name().to_string_lossy().parse::<u32>().unwrap_or(0));
     newest
         .map(|entry| entry.path().join("bin"))
@@ -135,7 +157,9 @@ fn start_nats() -> String {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         let ports = std::fs::read_dir(&folder).unwrap().flatten();
-        let ports = ports.map(|entry| entry.path()).find(|path| path.extension().is_some_and(|e| e == "ports"));
+        let ports = ports
+            .map(|entry| entry.path())
+            .find(|path| path.extension().is_some_and(|e| e == "ports"));
         let ports = ports.and_then(|path| std::fs::read_to_string(path).ok());
         let ports = ports.and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
         if let Some(url) = ports.and_then(|ports| Some(ports["nats"][0].as_str()?.to_owned())) {
@@ -146,14 +170,21 @@ fn start_nats() -> String {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "tests have settings of their own, which the programs do not know")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "tests have settings of their own, which the programs do not know"
+)]
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 /// A new folder that others may enter, such as the user that PostgreSQL runs as.
 fn folder(kind: &str) -> PathBuf {
-    let folder = tempfile::Builder::new().prefix(&format!("duo-{kind}-")).tempdir().unwrap().keep();
+    let folder = tempfile::Builder::new()
+        .prefix(&format!("duo-{kind}-"))
+        .tempdir()
+        .unwrap()
+        .keep();
     std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).unwrap();
     folder
 }
@@ -166,7 +197,10 @@ fn run(command: &str) {
 
 /// Starts the shell that cleans up after us; the write end of its standard input closes when we end.
 fn stop_with_us(command: &str, folder: &Path) {
-    let script = format!("trap '' INT TERM; cat; {command}; sleep 0.2; rm -rf {}", folder.display());
+    let script = format!(
+        "trap '' INT TERM; cat; {command}; sleep 0.2; rm -rf {}",
+        folder.display()
+    );
     let shell = Command::new("sh")
         .args(["-c", &script])
         .stdin(Stdio::piped())
