@@ -4,5 +4,6 @@
 //! instance) closely enough that the real programs cannot tell the difference on the wire.
 
 pub mod gitlab;
+pub mod harness;
 pub mod server;
 pub mod sim;
