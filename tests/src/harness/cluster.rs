@@ -18,7 +18,7 @@ use super::program::Program;
 use super::setup::{Builder, Cli, path_text, write_config};
 use super::wait::{PATIENCE, until};
 use crate::gitlab::{Gitlab, TokenSpec};
-use crate::sim::{Sim, Stats};
+use crate::sim::{Sim, Stats, expected};
 
 /// Everything that runs for one test. Dropped, it ends all of it.
 #[derive(Debug)]
@@ -266,6 +266,27 @@ impl Cluster {
             .expect("the model server gets there")
     }
 
+    /// What the model server has to have said to the last request it got, if that was `words` words long.
+    ///
+    /// # Panics
+    /// It got none.
+    pub fn expected(&self, words: usize) -> String {
+        let body = self.last_body();
+        match body.get("messages") {
+            Some(messages) => expected::chat_text(&messages.to_string(), words).expect("messages"),
+            None => expected::completion_text(body["prompt"].as_str().expect("a prompt"), words),
+        }
+    }
+
+    /// The body of the last request that the model server got.
+    ///
+    /// # Panics
+    /// It got none.
+    pub fn last_body(&self) -> Value {
+        let last = self.sim.last_request().expect("a request reached the model server");
+        serde_json::from_slice(&last.body).expect("JSON")
+    }
+
     /// The terminal records of the audit log, oldest first: outcome, reason and correlation id.
     ///
     /// # Errors
@@ -413,6 +434,15 @@ pub fn chat(question: &str, words: usize, stream: bool) -> Value {
         "max_tokens": words,
         "stream": stream,
     })
+}
+
+/// The answer of `words` words that [`chat`]'s question gets.
+///
+/// # Panics
+/// Never: the messages are ours.
+pub fn answer_to(question: &str, words: usize) -> String {
+    let messages = json!([{"role": "user", "content": question}]);
+    expected::chat_text(&messages.to_string(), words).expect("messages")
 }
 
 /// The body of a code completion as Rails sends it.
