@@ -1,1 +1,137 @@
-//! To be written.
+//! The HTTP surface: every endpoint's shapes to and from ours.
+//!
+//! A handler reads *parse, route, render, send, respond*. Statuses are in
+//! [`error`], wire formats of streams in [`stream`]; rules about who may do
+//! what with which model are not here but in [`crate::exchange`].
+//!
+//! A request passes, from the outside in:
+//! 1. `edge::mark`: `X-Request-ID` and `X-Process-Time`, around everything so that refusals have them too.
+//! 2. `edge::normalise`: `%2F` becomes `/`, before anybody looks at the path, as GitLab's own gateway decodes it.
+//! 3. `access::authenticate`: strangers get 401 before routing, also for unknown paths; their body is not read.
+//! 4. `edge::absorb`: what a refusal left unread of a known caller's body is read and thrown away, so that the
+//!    client sees the answer and not a broken pipe.
+//! 5. The routes. Inference routes open an audit record first (`access::record`).
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Redirect, Response};
+use axum::routing::{MethodRouter, get, post};
+use http::StatusCode;
+use tower::ServiceBuilder;
+
+mod access;
+mod chat;
+mod code;
+mod edge;
+mod error;
+mod fields;
+mod inbound;
+mod language;
+mod models;
+mod monitoring;
+mod openai;
+mod prompts;
+mod state;
+mod stream;
+mod suggestion;
+mod version;
+
+use error::{ApiError, Shape};
+pub use state::{ApiState, AuditLog, Authenticator, Readiness};
+
+/// The whole API as one router. `audit_events` serves paths below `/audit/`,
+/// for callers with the auditor role only.
+pub fn router(state: Arc<ApiState>, audit_events: Option<Router>) -> Router {
+    let audit = audit_events
+        .unwrap_or_default()
+        .layer(from_fn(access::auditors_only));
+    let routes = Router::new()
+        .merge(inference(&state))
+        .merge(open())
+        .with_state(Arc::clone(&state))
+        .merge(audit)
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(unknown_method);
+    Router::new().fallback_service(
+        ServiceBuilder::new()
+            .layer(from_fn(edge::mark))
+            .layer(from_fn(edge::normalise))
+            .layer(from_fn_with_state(state, access::authenticate))
+            .layer(from_fn(edge::absorb))
+            .service(routes),
+    )
+}
+
+/// Endpoints that ask a model: each request has an audit record.
+fn inference(state: &Arc<ApiState>) -> Router<Arc<ApiState>> {
+    Router::new()
+        .route("/v2/code/completions", post(code::completions))
+        .route("/v2/completions", post(code::completions))
+        .route("/v3/code/completions", post(suggestion::v3))
+        .route("/v4/code/suggestions", post(suggestion::v4))
+        .route("/v2/chat/agent", post(chat::agent))
+        .route("/v1/prompts/{*id}", post(prompts::invoke))
+        .route("/v1/chat/completions", post(openai::chat_completions))
+        .route("/v1/completions", post(openai::completions))
+        .route_layer(from_fn_with_state(Arc::clone(state), access::record))
+}
+
+/// Endpoints that ask nobody.
+fn open() -> Router<Arc<ApiState>> {
+    Router::new()
+        .route("/v1/models", only_get(get(models::list)))
+        .route("/v1/models/definitions", only_get(get(models::definitions)))
+        .route("/v1/models/{*id}", only_get(get(models::one)))
+        .route("/monitoring/healthz", only_get(get(monitoring::healthz)))
+        .route("/monitoring/ready", only_get(get(monitoring::ready)))
+}
+
+/// `HEAD` is refused where GitLab's own gateway refuses it.
+fn only_get(route: MethodRouter<Arc<ApiState>>) -> MethodRouter<Arc<ApiState>> {
+    route.head(unknown_method)
+}
+
+/// 404, or 307 where only a slash at the end is too much.
+async fn unknown_path(request: Request) -> Response {
+    without_slash(&request)
+        .unwrap_or_else(|| ApiError::NotFound("Not Found".into()).respond(Shape::of_path(request.uri().path())))
+}
+
+async fn unknown_method(request: Request) -> Response {
+    ApiError::MethodNotAllowed.respond(Shape::of_path(request.uri().path()))
+}
+
+/// A redirect to the path without its last slash, when it has one.
+fn without_slash(request: &Request) -> Option<Response> {
+    let path = request.uri().path();
+    // A path that starts with two slashes would read as another host.
+    let target = path.strip_suffix('/').filter(|path| !path.is_empty() && !path.starts_with("//"))?;
+    let target = match request.uri().query() {
+        Some(query) => format!("{target}?{query}"),
+        None => target.to_owned(),
+    };
+    let mut response = Redirect::temporary(&target).into_response();
+    *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+    Some(response)
+}
+
+impl Shape {
+    /// The shape of errors that come before an endpoint has its say.
+    fn of_path(path: &str) -> Self {
+        let openai = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models"];
+        let model = path.strip_prefix("/v1/models/").is_some_and(|id| id != "definitions");
+        if openai.contains(&path) || model {
+            return Self::OpenAi;
+        }
+        match path.split('/').nth(1) {
+            Some("audit" | "admin") => Self::Plain,
+            _ => Self::GitLab,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

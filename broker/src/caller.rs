@@ -10,6 +10,9 @@ use duo_contract::snapshot::Role;
 /// Requests a person may have queued or running for one feature and model.
 pub const PERSON_LIMIT: u32 = 8;
 
+/// The same for a GitLab instance's own calls, which name no person.
+pub const SERVICE_LIMIT: u32 = 1000;
+
 /// A caller whose token was good. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Caller {

@@ -13,6 +13,7 @@ pub mod caller;
 pub mod config;
 pub mod config_file;
 pub mod dispatch;
+pub mod doctor;
 pub mod exchange;
 pub mod fleet;
 pub mod identity;

@@ -109,7 +109,10 @@ impl Metrics {
     /// # Panics
     /// If one of the names is taken, which is a programmer's error.
     #[must_use]
-    #[expect(clippy::too_many_lines, reason = "a list of declarations, one per line of the table")]
+    #[expect(
+        clippy::too_many_lines,
+        reason = "a list of declarations, one per line of the table"
+    )]
     pub fn new(registry: &Registry) -> Self {
         let r = registry;
         let engine = ["model_engine", "model_name"];

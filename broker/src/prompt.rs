@@ -1,1 +1,299 @@
-//! To be written.
+//! Prompt templates: what a model is asked, in files that an administrator may
+//! replace.
+//!
+//! Owns: the built-in templates, the overrides of the configuration, the choice
+//! of a template for a model's family, rendering, and the estimate of what fits
+//! into a model's window. Does not choose models and knows no HTTP; the
+//! handlers in [`crate::api`] call it. `broker/prompts/README.md` is the
+//! format's description.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use duo_contract::envelope::Endpoint;
+use duo_contract::name::FeatureName;
+use duo_contract::snapshot::{Model, PromptOverride};
+use minijinja::Value;
+use serde::Serialize;
+
+pub mod budget;
+mod builtin;
+mod family;
+mod template;
+
+use template::{Content, Template};
+pub use template::{Message, Role};
+
+/// Why there is no prompt.
+#[derive(Debug, thiserror::Error)]
+pub enum PromptError {
+    /// No template has the id.
+    #[error("there is no prompt {0:?}")]
+    Unknown(String),
+    /// A required input is absent or null.
+    #[error("the input {0:?} is missing")]
+    MissingInput(String),
+    /// More than the model's window holds, even by the most generous estimate.
+    #[error("the prompt is longer than the model's window of {window} tokens")]
+    TooLong {
+        /// The model's window in tokens.
+        window: u32,
+    },
+    /// The template broke; the cause is for the log only, it may quote an input.
+    #[error("the prompt template {id:?} could not be rendered")]
+    Template {
+        /// Prompt id.
+        id: String,
+        /// The template engine's own error.
+        #[source]
+        source: minijinja::Error,
+    },
+}
+
+/// One use of a prompt.
+#[derive(Debug)]
+pub struct Use<'a> {
+    /// Prompt id, such as `chat/explain_code`.
+    pub id: &'a str,
+    /// The model it is for.
+    pub model: &'a Model,
+    /// The template's inputs by name.
+    pub inputs: Value,
+    /// The conversation, for templates that have a place for one.
+    pub messages: Vec<Message>,
+    /// Is the answer to come as a stream?
+    pub stream: bool,
+}
+
+/// A rendered prompt, ready for a model server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rendered {
+    /// Which call of the model server.
+    pub endpoint: Endpoint,
+    /// JSON object without its `model` member.
+    pub body: Bytes,
+    /// The template's id and version.
+    pub prompt: (String, String),
+}
+
+/// What a prompt id stands for, whichever family answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Purpose {
+    /// Feature the prompt belongs to.
+    pub feature: FeatureName,
+    /// Unit primitive that opens it.
+    pub scope: String,
+    /// Names of the inputs it can take.
+    pub inputs: Vec<String>,
+}
+
+/// All templates of the moment. Cheap to clone; every clone sees a change.
+#[derive(Debug, Clone)]
+pub struct Prompts {
+    library: Arc<ArcSwap<Library>>,
+}
+
+/// Templates by prompt id, then family.
+type Library = HashMap<Box<str>, HashMap<Box<str>, Arc<Template>>>;
+
+impl Prompts {
+    /// The built-in templates.
+    ///
+    /// # Panics
+    /// Never: a unit test compiles every built-in template.
+    #[must_use]
+    pub fn builtin() -> Self {
+        Self {
+            library: Arc::new(ArcSwap::from_pointee(builtin_library())),
+        }
+    }
+
+    /// Puts `overrides` in place of the built-in templates of their id and
+    /// family, and drops earlier overrides. One that does not compile is
+    /// reported in the log and left out, so an old broker keeps serving what a
+    /// newer one accepted; [`check`] refuses it where it is configured.
+    pub fn apply(&self, overrides: &[PromptOverride]) {
+        let mut library = builtin_library();
+        for replacement in overrides {
+            match checked(replacement) {
+                Ok(template) => {
+                    let families = library.entry(replacement.id.as_str().into()).or_default();
+                    families.insert(replacement.family.as_str().into(), Arc::new(template));
+                }
+                Err(problem) => tracing::warn!(
+                    prompt = replacement.id,
+                    family = replacement.family,
+                    problem,
+                    "prompt override ignored"
+                ),
+            }
+        }
+        self.library.store(Arc::new(library));
+    }
+
+    /// What the prompt `id` is for; `None` when nobody knows it.
+    #[must_use]
+    pub fn purpose(&self, id: &str) -> Option<Purpose> {
+        let library = self.library.load();
+        Some(library.get(id)?.get(family::BASE)?.purpose())
+    }
+
+    /// Unit primitives that open a prompt of `feature`.
+    #[must_use]
+    pub fn scopes(&self, feature: &FeatureName) -> Vec<String> {
+        let library = self.library.load();
+        let bases = library.values().filter_map(|families| families.get(family::BASE));
+        bases
+            .map(|template| template.purpose())
+            .filter(|purpose| purpose.feature == *feature)
+            .map(|purpose| purpose.scope)
+            .collect()
+    }
+
+    /// Bytes that the inputs of prompt `id` may have for `model` so that
+    /// prompt and answer surely fit, by the estimate of [`budget`].
+    ///
+    /// # Errors
+    /// [`PromptError::Unknown`].
+    pub fn room(&self, id: &str, model: &Model) -> Result<usize, PromptError> {
+        let template = self.template(id, model)?;
+        Ok(budget::room(model, template.max_tokens(model), template.own_bytes()))
+    }
+
+    /// Renders one call of a model server.
+    ///
+    /// # Errors
+    /// See [`PromptError`].
+    pub fn render(&self, call: Use<'_>) -> Result<Rendered, PromptError> {
+        let template = self.template(call.id, call.model)?;
+        if let Some(name) = template.missing_input(&call.inputs) {
+            return Err(PromptError::MissingInput(name.to_owned()));
+        }
+        let content = template
+            .render(&call.inputs, call.messages)
+            .map_err(|source| PromptError::Template {
+                id: call.id.to_owned(),
+                source,
+            })?;
+        if content.bytes() > budget::most_bytes(call.model) {
+            return Err(PromptError::TooLong {
+                window: call.model.context_tokens,
+            });
+        }
+        let content = match content {
+            Content::Messages(messages) => Content::Messages(family::arrange(&call.model.family, messages)),
+            text @ Content::Text(_) => text,
+        };
+        Ok(Rendered {
+            endpoint: content.endpoint(),
+            body: body(&template, &content, call.model, call.stream).into(),
+            prompt: (call.id.to_owned(), template.version().to_owned()),
+        })
+    }
+
+    fn template(&self, id: &str, model: &Model) -> Result<Arc<Template>, PromptError> {
+        let library = self.library.load();
+        library
+            .get(id)
+            .and_then(|families| family::chain(&model.family).find_map(|name| families.get(name)))
+            .cloned()
+            .ok_or_else(|| PromptError::Unknown(id.to_owned()))
+    }
+}
+
+impl Default for Prompts {
+    fn default() -> Self {
+        Self::builtin()
+    }
+}
+
+/// Would this override load?
+///
+/// # Errors
+/// Says in words what is wrong with it.
+pub fn check(replacement: &PromptOverride) -> Result<(), String> {
+    checked(replacement).map(drop)
+}
+
+/// An override may change text and limits, not what opens the prompt or what it is given.
+fn checked(replacement: &PromptOverride) -> Result<Template, String> {
+    let base = builtin::text(&replacement.id, family::BASE)
+        .ok_or_else(|| format!("there is no prompt {:?} to replace", replacement.id))?;
+    let base = Template::parse(base)?;
+    let template = Template::parse(&replacement.text)?;
+    let (old, new) = (base.purpose(), template.purpose());
+    if (&old.feature, &old.scope) != (&new.feature, &new.scope) {
+        return Err(format!(
+            "feature and scope of {:?} have to stay {} and {}",
+            replacement.id, old.feature, old.scope
+        ));
+    }
+    match new.inputs.iter().find(|input| !old.inputs.contains(input)) {
+        Some(input) => Err(format!("{:?} is never given an input {input:?}", replacement.id)),
+        None => Ok(template),
+    }
+}
+
+fn builtin_library() -> Library {
+    static BUILTIN: std::sync::LazyLock<Library> = std::sync::LazyLock::new(|| {
+        let mut library = Library::new();
+        for (id, family, text) in builtin::all() {
+            let template = Template::parse(text).expect("a unit test compiles every built-in template");
+            library
+                .entry(id.into())
+                .or_default()
+                .insert(family.into(), Arc::new(template));
+        }
+        library
+    });
+    BUILTIN.clone()
+}
+
+/// The call's JSON. What changes least comes first, as in the templates.
+#[derive(Serialize)]
+struct Body<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    messages: Option<&'a [Message]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt: Option<&'a str>,
+    max_tokens: u32,
+    temperature: f64,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    stop: &'a [String],
+    /// Stop strings of fill-in-the-middle prompts are special tokens, which a
+    /// server has to keep in its text to see them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    skip_special_tokens: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stream: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stream_options: Option<StreamOptions>,
+}
+
+#[derive(Serialize)]
+struct StreamOptions {
+    include_usage: bool,
+}
+
+fn body(template: &Template, content: &Content, model: &Model, stream: bool) -> Vec<u8> {
+    let (messages, prompt) = match content {
+        Content::Messages(messages) => (Some(messages.as_slice()), None),
+        Content::Text(text) => (None, Some(text.as_str())),
+    };
+    let body = Body {
+        messages,
+        prompt,
+        max_tokens: template.max_tokens(model),
+        temperature: template.temperature(),
+        stop: template.stop(),
+        skip_special_tokens: prompt.map(|_| false),
+        stream: stream.then_some(true),
+        stream_options: stream.then_some(StreamOptions { include_usage: true }),
+    };
+    serde_json::to_vec(&body).expect("texts and numbers always serialise")
+}
+
+#[cfg(test)]
+mod tests;

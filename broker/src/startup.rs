@@ -2,8 +2,10 @@
 //! is over.
 
 mod follow;
+mod front;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -16,9 +18,9 @@ use prometheus::Registry;
 use tokio::net::TcpListener;
 
 use crate::admission::Admission;
-use crate::api::{self, ApiParts};
+use crate::api::{self, ApiState};
 use crate::audit::{AuditLog, sink, writer};
-use crate::auth::Authenticator;
+use crate::auth::{AuthConfig, Authenticator};
 use crate::config::Config;
 use crate::dispatch::{self, Dispatch, Parts, chores, claims, replies, supersede, watch};
 use crate::exchange::Exchange;
@@ -28,7 +30,7 @@ use crate::metrics::Metrics;
 use crate::prompt::Prompts;
 use crate::relay;
 use crate::routing;
-use crate::store::Store;
+use crate::store::{PoolConfig, Store};
 use crate::topology;
 
 /// How long the first connection to NATS and its set-up may take: a broker
@@ -101,7 +103,7 @@ pub async fn run(
     });
 
     let keys = read_keys(&config.seal_keys_file)?;
-    let store = Store::connect(&config.database_url)?;
+    let store = Store::connect(&config.database_url, PoolConfig::default())?;
     let nats = connect(&config, &shutdown).await?;
     follow::connection(&nats, connected, &shutdown);
 
@@ -122,18 +124,18 @@ pub async fn run(
     };
     let (dispatch, chore_queue) = Dispatch::new(parts);
     tokio::spawn(chores::run(chore_queue, nats.clone()));
-    spawn_dispatch(&dispatch, &shutdown).await?;
+    spawn_dispatch(&dispatch).await?;
 
     let background = Shutdown::new();
     background.spawn("relay", relay::run(store.clone(), nats.clone(), background.clone()));
     background.spawn("audit writer", {
-        let gauges = writer::WriterMetrics::new(&registry);
+        let gauges = writer::WriterMetrics::register(&registry);
         writer::run(store.clone(), nats.clone(), gauges, background.clone())
     });
     background.spawn("fleet", fleet::watch(nats.clone(), fleet, background.clone()));
     background.spawn("depths", watch::depths(dispatch.clone(), routing.clone(), background.clone()));
     let client = http_client(config.gitlab_ca_file.as_deref())?;
-    let authenticator = Authenticator::new(identities.clone(), crate::auth::AuthConfig::default(), client, &registry);
+    let authenticator = Authenticator::new(identities, AuthConfig::default(), client, &registry);
     background.spawn("signing keys", authenticator.clone().run(background.clone()));
     let prompts = Prompts::new();
     let followed = follow::Followed {
@@ -145,10 +147,19 @@ pub async fn run(
     };
     background.spawn("configuration", follow::snapshots(followed, configured, background.clone()));
 
-    let exchange = Exchange::new(routing, admission, audit.clone(), dispatch.clone());
-    let app = api::router(ApiParts { exchange, authenticator, prompts, audit, store, readiness: readiness.clone() });
+    let state = ApiState {
+        exchange: Exchange::new(routing, admission, audit.clone(), dispatch.clone()),
+        authenticator,
+        prompts,
+        audit,
+        readiness: Arc::new({
+            let readiness = readiness.clone();
+            move || readiness.blockers().is_empty()
+        }),
+    };
+    let app = api::router(Arc::new(state), Some(api::events::router(store)));
     tracing::info!(broker = config.name, listen = %api_listener.local_addr()?, "serving");
-    let drained = api::serve(api_listener, app, &shutdown, &readiness, config.http.drain_grace).await;
+    let drained = front::serve(api_listener, app, &shutdown, &readiness, config.http.drain_grace).await;
     tracing::info!(drained, open = dispatch.all().len(), "the API has stopped");
     background.begin();
     background.drained(Duration::from_secs(1)).await;
@@ -195,7 +206,7 @@ fn is_final(error: &topology::TopologyError) -> bool {
     matches!(error, topology::TopologyError::Server(_))
 }
 
-async fn spawn_dispatch(dispatch: &Dispatch, shutdown: &Shutdown) -> anyhow::Result<()> {
+async fn spawn_dispatch(dispatch: &Dispatch) -> anyhow::Result<()> {
     let replies = dispatch::replies::subscribe(dispatch).await?;
     let claims = claims::subscribe(dispatch).await?;
     let superseded = supersede::subscribe(dispatch).await?;
@@ -204,12 +215,11 @@ async fn spawn_dispatch(dispatch: &Dispatch, shutdown: &Shutdown) -> anyhow::Res
     tokio::spawn(supersede::run(dispatch.clone(), superseded));
     tokio::spawn(watch::deadlines(dispatch.clone()));
     tokio::spawn(watch::lost(dispatch.clone()));
-    let _ = shutdown;
     Ok(())
 }
 
 fn http_client(ca_file: Option<&std::path::Path>) -> anyhow::Result<reqwest::Client> {
-    let mut builder = reqwest::Client::builder().no_proxy().tcp_nodelay(true);
+    let mut builder = reqwest::Client::builder().no_proxy().tcp_nodelay(true).redirect(reqwest::redirect::Policy::limited(3));
     if let Some(path) = ca_file {
         let pem = std::fs::read(path)
             .with_context(|| format!("the CA file {} cannot be read (DUO_GITLAB_CA_FILE)", path.display()))?;

@@ -185,6 +185,16 @@ impl Env {
         }
     }
 
+    /// Returns the effective values for a program that reads only some of its settings, where variables that
+    /// nobody asked for belong to others.
+    ///
+    /// # Errors
+    /// With all problems of what was read.
+    pub fn finish_part(mut self) -> Result<Effective, ConfigError> {
+        self.variables.clear();
+        self.finish()
+    }
+
     fn add(&mut self, name: String, value: String) {
         if name.starts_with(PREFIX) && !value.is_empty() {
             self.variables.insert(name, value);

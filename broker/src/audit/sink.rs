@@ -79,6 +79,13 @@ impl AuditSink {
         }
     }
 
+    /// A sink whose records a test reads itself, or drops.
+    #[cfg(test)]
+    pub(crate) fn for_test(metrics: Metrics) -> (Self, impl Sized) {
+        let (queue, records) = mpsc::channel(CAPACITY);
+        (Self { queue, metrics }, records)
+    }
+
     /// Has the reserve for open requests been reached?
     #[must_use]
     pub fn is_saturated(&self) -> bool {

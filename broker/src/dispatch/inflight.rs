@@ -637,3 +637,6 @@ impl State {
 fn cut_off() -> ExchangeError {
     Failure::new(FailureKind::ModelServerFault, "the answer was cut off").into()
 }
+
+#[cfg(test)]
+mod tests;

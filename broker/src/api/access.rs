@@ -1,0 +1,89 @@
+//! Who may pass, and the record of those who do.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::extract::{ConnectInfo, MatchedPath, Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
+use duo_contract::snapshot::Role;
+use http::HeaderMap;
+use http::header::HeaderName;
+
+use super::edge::REQUEST_ID;
+use super::error::{ApiError, Refused, Shape};
+use super::state::ApiState;
+use crate::caller::Caller;
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// Longest correlation id a record keeps.
+const MAX_CORRELATION_ID: usize = 255;
+/// Paths that need no token.
+const PUBLIC: [&str; 3] = ["/monitoring/healthz", "/monitoring/ready", "/v1/models/definitions"];
+
+/// Lets known callers pass and leaves them in the request's extensions.
+pub(super) async fn authenticate(
+    State(api): State<Arc<ApiState>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    if PUBLIC.contains(&request.uri().path()) {
+        return next.run(request).await;
+    }
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
+    let address = peer.map(|ConnectInfo(address)| address.ip());
+    match api.authenticator.authenticate(request.headers(), address) {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(error) => {
+            let stranger = ApiError::Stranger {
+                text: error.to_string(),
+                reason: error.reason(),
+            };
+            stranger.respond(Shape::of_path(request.uri().path()))
+        }
+    }
+}
+
+/// Opens the request's record and closes it when the answer is a refusal.
+pub(super) async fn record(
+    State(api): State<Arc<ApiState>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let Some(caller) = request.extensions().get::<Caller>() else {
+        return next.run(request).await;
+    };
+    let route = request.extensions().get::<MatchedPath>();
+    let route = route.map_or_else(|| request.uri().path(), MatchedPath::as_str);
+    let mut correlation_id = text(request.headers(), &REQUEST_ID);
+    if let Some(id) = &mut correlation_id {
+        id.truncate(id.floor_char_boundary(MAX_CORRELATION_ID));
+    }
+    let record = api
+        .audit
+        .open(caller, route, correlation_id, text(request.headers(), &TRACEPARENT));
+    request.extensions_mut().insert(record.clone());
+    let response = next.run(request).await;
+    if let Some(Refused(reason)) = response.extensions().get() {
+        record.refuse(reason);
+    } else if response.status().is_client_error() || response.status().is_server_error() {
+        record.refuse(&format!("status_{}", response.status().as_u16()));
+    }
+    response
+}
+
+/// Reading the audit log takes its own role.
+pub(super) async fn auditors_only(request: Request, next: Next) -> Response {
+    let role = request.extensions().get::<Caller>().and_then(Caller::role);
+    if role == Some(Role::Auditor) {
+        return next.run(request).await;
+    }
+    ApiError::Forbidden("this needs a token with the auditor role".into()).respond(Shape::Plain)
+}
+
+fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    headers.get(name)?.to_str().ok().map(str::to_owned)
+}

@@ -1,0 +1,146 @@
+//! What happens to every request at the edge, whoever sent it: marks, path
+//! normalisation, and the rest of refused bodies.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::middleware::Next;
+use axum::response::Response;
+use bytes::Bytes;
+use http::header::{self, HeaderName};
+use http::uri::PathAndQuery;
+use http::{HeaderValue, StatusCode, Uri};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::BodyExt;
+use uuid::Uuid;
+
+use super::inbound::{MAX_BODY, REFUSED_WITHIN};
+
+/// The caller's correlation id.
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const PROCESS_TIME: HeaderName = HeaderName::from_static("x-process-time");
+
+/// Echoes the request's id, made up when missing, and tells the seconds until
+/// the headers; a plain 500 does not have those.
+pub(super) async fn mark(mut request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let id = request.headers().get(&REQUEST_ID).cloned().unwrap_or_else(|| {
+        HeaderValue::from_str(&Uuid::new_v4().to_string()).expect("a UUID is a header value")
+    });
+    request.headers_mut().insert(REQUEST_ID, id.clone());
+    let mut response = next.run(request).await;
+    if response.status() != StatusCode::INTERNAL_SERVER_ERROR {
+        let seconds = format!("{:.6}", started.elapsed().as_secs_f64());
+        let seconds = HeaderValue::from_str(&seconds).expect("a number is a header value");
+        response.headers_mut().insert(PROCESS_TIME, seconds);
+    }
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
+/// Writes `%2F` in the path as the slash that it stands for.
+pub(super) async fn normalise(mut request: Request, next: Next) -> Response {
+    if let Some(uri) = with_plain_slashes(request.uri()) {
+        *request.uri_mut() = uri;
+    }
+    next.run(request).await
+}
+
+fn with_plain_slashes(uri: &Uri) -> Option<Uri> {
+    let path = uri.path();
+    if !path.contains("%2F") && !path.contains("%2f") {
+        return None;
+    }
+    let mut plain = path.replace("%2F", "/").replace("%2f", "/");
+    if let Some(query) = uri.query() {
+        plain.push('?');
+        plain.push_str(query);
+    }
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(PathAndQuery::try_from(plain).ok()?);
+    Uri::from_parts(parts).ok()
+}
+
+/// Reads and throws away what the endpoint left of the body, up to the limit
+/// of bodies and for [`REFUSED_WITHIN`] at most. A client that waits for
+/// `100 Continue` is not asked to send what nobody wants.
+pub(super) async fn absorb(request: Request, next: Next) -> Response {
+    if request.body().is_end_stream() {
+        return next.run(request).await;
+    }
+    let waits = request.headers().contains_key(header::EXPECT);
+    let left = Arc::new(Mutex::new(None));
+    let request = request.map(|body| {
+        Body::new(Watched {
+            body: Some(body),
+            read: 0,
+            left: Arc::clone(&left),
+        })
+    });
+    let response = next.run(request).await;
+    let left = left.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some((body, read)) = left
+        && response.status() != StatusCode::PAYLOAD_TOO_LARGE
+        && !(waits && read == 0)
+    {
+        let _ = tokio::time::timeout(REFUSED_WITHIN, discard(body, MAX_BODY.saturating_sub(read))).await;
+    }
+    response
+}
+
+async fn discard(mut body: Body, mut room: usize) {
+    while let Some(Ok(frame)) = body.frame().await {
+        let bytes = frame.data_ref().map_or(0, Bytes::len);
+        match room.checked_sub(bytes) {
+            Some(rest) => room = rest,
+            None => return,
+        }
+    }
+}
+
+/// A body that hands itself back when it is dropped before its end.
+struct Watched {
+    body: Option<Body>,
+    read: usize,
+    left: Arc<Mutex<Option<(Body, usize)>>>,
+}
+
+impl HttpBody for Watched {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let Some(body) = self.body.as_mut() else {
+            return Poll::Ready(None);
+        };
+        let frame = ready!(Pin::new(body).poll_frame(context));
+        match &frame {
+            Some(Ok(frame)) => self.read += frame.data_ref().map_or(0, Bytes::len),
+            Some(Err(_)) | None => self.body = None,
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(HttpBody::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map_or_else(SizeHint::default, HttpBody::size_hint)
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) {
+            *self.left.lock().unwrap_or_else(PoisonError::into_inner) = Some((body, self.read));
+        }
+    }
+}

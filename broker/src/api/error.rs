@@ -1,0 +1,490 @@
+//! An error to status and body: the only status codes of the API.
+//!
+//! What went wrong is an [`ApiError`]; how the endpoint's clients read errors
+//! is a [`Shape`]. Before the first byte of an answer:
+//!
+//! | what | completion | other code, prompt streams | prompt, not streamed | chat | OpenAI |
+//! |---|---|---|---|---|---|
+//! | malformed, wrong or missing field | 422 | 422 | 422 | 422 | 400 |
+//! | wrong content type | 422 | 422 | 422 | 422 | – |
+//! | body too large, too slow | 413, 408 | 413, 408 | 413, 408 | 413, 408 | 413, 408 |
+//! | no or bad token | 401 | 401 | 401 | 401 | 401 |
+//! | scope, role, inactive feature, unsupported pair | 403 | 403 | 403 | 403 | 403 |
+//! | unknown path, prompt, feature, model | 404 | 404 | 404 | 404 | 404 |
+//! | `invalid_request` of the model server | 422 | 422 | 421 with its code | `error` event | its 4xx, else 400 |
+//! | `overloaded` by us | empty answer | 429 | 429 | `error` event | 429 |
+//! | `overloaded` by the model server | empty answer | 429 | 421 `429: …` | `error` event | 429 |
+//! | `model_unavailable` | empty answer | 503 | 421 `503: …` | `error` event | 503 |
+//! | `deadline_exceeded` | empty answer | 503 | 421 `408: …` | `error` event | 503 |
+//! | `cancelled` (superseded, too slow a reader) | empty answer | 503 | 421 `503: …` | `error` event | 503 |
+//! | `model_server_fault` | 503 | 503 | 421 with its code, else `500: …` | `error` event | 502 |
+//! | `internal` with a time to try again | 503 | 503 | 503 | `error` event | 503 |
+//! | `internal` | 500 | 500 | 500 | `error` event | 500 |
+//!
+//! The empty answer is 200 with `choices: []`, or for a stream 200 with no
+//! text: an editor takes it as nothing to suggest. An `error` event has status
+//! 200; it is `retryable` when the wait should clear within five seconds. The
+//! model test shows administrators the reason of every status but 200 and 421,
+//! so its errors have the list form of `detail`. Audit and administration read
+//! `{"error", "message"}` with the statuses of OpenAI, 422 for fields.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use duo_contract::failure::FailureKind;
+use http::{HeaderValue, StatusCode, header};
+use serde_json::{Value, json};
+
+use super::{chat, code};
+use crate::exchange::ExchangeError;
+use crate::prompt::PromptError;
+
+/// Text of a 429 on GitLab endpoints.
+const TOO_MANY: &str = "Too many requests. Please try again later.";
+/// Text of a 503 on GitLab endpoints when the model server is to blame.
+const FAILED: &str = "Inference failed";
+/// A chat client repeats its turn when told that it may; longer waits are not worth that.
+const RETRYABLE_WITHIN: Duration = Duration::from_secs(5);
+
+/// What went wrong, whoever asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApiError {
+    /// The body is no JSON.
+    #[error("the body is not valid JSON")]
+    Malformed,
+    /// A field is missing, of the wrong type or over its limit. Never quotes the field's value.
+    #[error("{path}: {problem}")]
+    Invalid {
+        /// Where, with dots: `current_file.file_name`.
+        path: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Every field is right, the whole makes no sense.
+    #[error("{0}")]
+    Senseless(&'static str),
+    /// GitLab endpoints insist on JSON by name.
+    #[error("the content type has to be application/json")]
+    NotJson,
+    /// Over the limit.
+    #[error("the body may have at most {0} bytes")]
+    TooLarge(usize),
+    /// The client broke off or took too long.
+    #[error("the body did not arrive in time")]
+    BodyLate,
+    /// The token is missing or bad.
+    #[error("{text}")]
+    Stranger {
+        /// The contract's text.
+        text: String,
+        /// One word for the record.
+        reason: &'static str,
+    },
+    /// Scope or role is missing; the endpoint's text.
+    #[error("{0}")]
+    Forbidden(Cow<'static, str>),
+    /// No such path, prompt, feature or model.
+    #[error("{0}")]
+    NotFound(Cow<'static, str>),
+    /// The path exists, the method does not.
+    #[error("Method Not Allowed")]
+    MethodNotAllowed,
+    /// The prompt is longer than the model's window.
+    #[error("{path}: the prompt is longer than the model's context window of {window} tokens")]
+    ContextLength {
+        /// The field that holds the prompt.
+        path: &'static str,
+        /// The model's window in tokens.
+        window: u32,
+    },
+    /// The exchange refused or failed.
+    #[error(transparent)]
+    Exchange(#[from] ExchangeError),
+}
+
+/// How an endpoint's clients read errors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// Code completion, which would rather have nothing than wait.
+    Completion {
+        /// Did the client ask for a stream?
+        stream: bool,
+    },
+    /// The other GitLab endpoints.
+    GitLab,
+    /// GitLab's prompts.
+    Prompt {
+        /// Did the client ask for a stream?
+        stream: bool,
+    },
+    /// GitLab's model test.
+    ModelTest,
+    /// GitLab's chat, whose errors are events.
+    Chat,
+    /// OpenAI's endpoints.
+    OpenAi,
+    /// Audit and administration.
+    Plain,
+}
+
+/// Why a response is a refusal: goes into its extensions for the record.
+#[derive(Debug, Clone)]
+pub(crate) struct Refused(pub(crate) Cow<'static, str>);
+
+impl ApiError {
+    /// An answer of the model server that nobody can read.
+    pub(crate) fn unreadable() -> Self {
+        let message = "the model server sent an answer that could not be read";
+        Self::Exchange(ExchangeError::new(
+            FailureKind::ModelServerFault,
+            "unreadable_answer",
+            message,
+        ))
+    }
+
+    /// A field's problem.
+    pub(crate) fn invalid(path: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Invalid {
+            path: path.into(),
+            problem: problem.into(),
+        }
+    }
+
+    /// The response in the shape the endpoint's clients read.
+    pub(crate) fn respond(&self, shape: Shape) -> Response {
+        let mut response = match shape {
+            Shape::Completion { stream } if self.is_nothing_to_suggest() => code::nothing(stream),
+            Shape::Chat if self.is_event() => chat::error_response(&self.sentence(), self.retryable()),
+            Shape::Completion { .. } | Shape::GitLab | Shape::Chat => gitlab(self, self.status(), None),
+            Shape::Prompt { stream: false } | Shape::ModelTest => match self.upstream_code() {
+                Some(code) => detail(StatusCode::MISDIRECTED_REQUEST, &phrase(code)),
+                None => gitlab(self, self.status(), Some(shape)),
+            },
+            Shape::Prompt { stream: true } => gitlab(self, self.status(), None),
+            Shape::OpenAi => openai(self),
+            Shape::Plain => plain(self),
+        };
+        if let Some(after) = self.retry_after()
+            && (response.status() == StatusCode::TOO_MANY_REQUESTS
+                || response.status() == StatusCode::SERVICE_UNAVAILABLE)
+        {
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(after)));
+        }
+        response.extensions_mut().insert(Refused(self.reason()));
+        response
+    }
+
+    /// One snake_case word for the record.
+    pub(crate) fn reason(&self) -> Cow<'static, str> {
+        match self {
+            Self::Malformed => "malformed_json".into(),
+            Self::Invalid { .. } => "invalid_field".into(),
+            Self::Senseless(_) => "invalid_request".into(),
+            Self::NotJson => "content_type".into(),
+            Self::TooLarge(_) => "body_too_large".into(),
+            Self::BodyLate => "body_late".into(),
+            Self::Stranger { reason, .. } => (*reason).into(),
+            Self::Forbidden(_) => "forbidden".into(),
+            Self::NotFound(_) => "not_found".into(),
+            Self::MethodNotAllowed => "method_not_allowed".into(),
+            Self::ContextLength { .. } => "context_length_exceeded".into(),
+            Self::Exchange(error) => error.reason.clone(),
+        }
+    }
+
+    /// The status on GitLab's code endpoints, which the other shapes start from.
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Malformed | Self::Invalid { .. } | Self::NotJson | Self::ContextLength { .. } => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
+            Self::Senseless(_) => StatusCode::BAD_REQUEST,
+            Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyLate => StatusCode::REQUEST_TIMEOUT,
+            Self::Stranger { .. } => StatusCode::UNAUTHORIZED,
+            Self::Forbidden(_) => StatusCode::FORBIDDEN,
+            Self::NotFound(_) => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Exchange(error) if is_unknown(error) => StatusCode::NOT_FOUND,
+            Self::Exchange(error) => match error.kind {
+                FailureKind::InvalidRequest => StatusCode::UNPROCESSABLE_ENTITY,
+                FailureKind::FeatureInactive | FailureKind::Unsupported | FailureKind::Unauthorized => {
+                    StatusCode::FORBIDDEN
+                }
+                FailureKind::Overloaded => StatusCode::TOO_MANY_REQUESTS,
+                FailureKind::ModelUnavailable
+                | FailureKind::DeadlineExceeded
+                | FailureKind::Cancelled
+                | FailureKind::ModelServerFault => StatusCode::SERVICE_UNAVAILABLE,
+                FailureKind::Internal if error.retry_after.is_some() => StatusCode::SERVICE_UNAVAILABLE,
+                FailureKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            },
+        }
+    }
+
+    /// Is an empty answer the gentle one for someone who types?
+    fn is_nothing_to_suggest(&self) -> bool {
+        let Self::Exchange(error) = self else { return false };
+        match error.kind {
+            FailureKind::Overloaded
+            | FailureKind::ModelUnavailable
+            | FailureKind::DeadlineExceeded
+            | FailureKind::Cancelled => true,
+            FailureKind::InvalidRequest
+            | FailureKind::FeatureInactive
+            | FailureKind::Unsupported
+            | FailureKind::Unauthorized
+            | FailureKind::ModelServerFault
+            | FailureKind::Internal => false,
+        }
+    }
+
+    /// Does a chat client get it as an event?
+    fn is_event(&self) -> bool {
+        let Self::Exchange(error) = self else { return false };
+        match error.kind {
+            FailureKind::FeatureInactive | FailureKind::Unsupported | FailureKind::Unauthorized => false,
+            FailureKind::InvalidRequest
+            | FailureKind::Overloaded
+            | FailureKind::ModelUnavailable
+            | FailureKind::DeadlineExceeded
+            | FailureKind::ModelServerFault
+            | FailureKind::Cancelled
+            | FailureKind::Internal => !is_unknown(error),
+        }
+    }
+
+    /// The sentence that a client may read.
+    fn sentence(&self) -> Cow<'_, str> {
+        match self {
+            Self::Exchange(error) => public_message(error).into(),
+            other => other.to_string().into(),
+        }
+    }
+
+    fn retryable(&self) -> bool {
+        matches!(self, Self::Exchange(error) if is_retryable(error))
+    }
+
+    /// The code a GitLab prompt answers for the model server, by 421.
+    fn upstream_code(&self) -> Option<StatusCode> {
+        let Self::Exchange(error) = self else { return None };
+        let upstream = error.upstream_status.and_then(|code| StatusCode::from_u16(code).ok());
+        match error.kind {
+            FailureKind::InvalidRequest | FailureKind::Overloaded => upstream,
+            FailureKind::ModelUnavailable => Some(upstream.unwrap_or(StatusCode::SERVICE_UNAVAILABLE)),
+            FailureKind::Cancelled => Some(StatusCode::SERVICE_UNAVAILABLE),
+            FailureKind::DeadlineExceeded => Some(StatusCode::REQUEST_TIMEOUT),
+            FailureKind::ModelServerFault => Some(upstream.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)),
+            FailureKind::FeatureInactive
+            | FailureKind::Unsupported
+            | FailureKind::Unauthorized
+            | FailureKind::Internal => None,
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Exchange(error) => error.retry_after,
+            _ => None,
+        }
+    }
+
+    /// Status, type, code and field as OpenAI's clients know them.
+    fn openai_terms(&self) -> (StatusCode, &'static str, Cow<'static, str>, Option<&str>) {
+        const INVALID: &str = "invalid_request_error";
+        let status = self.status();
+        match self {
+            Self::Malformed | Self::NotJson => (StatusCode::BAD_REQUEST, INVALID, "invalid_json".into(), None),
+            Self::Invalid { path, .. } => {
+                (StatusCode::BAD_REQUEST, INVALID, "invalid_value".into(), Some(path.as_str()))
+            }
+            Self::ContextLength { path, .. } => {
+                (StatusCode::BAD_REQUEST, INVALID, self.reason(), Some(*path))
+            }
+            Self::Stranger { .. } => (status, INVALID, "invalid_api_key".into(), None),
+            Self::Forbidden(_) => (status, INVALID, "permission_denied".into(), None),
+            Self::Senseless(_)
+            | Self::TooLarge(_)
+            | Self::BodyLate
+            | Self::NotFound(_)
+            | Self::MethodNotAllowed => (status, INVALID, self.reason(), None),
+            Self::Exchange(error) if error.reason == "unknown_model" => {
+                (StatusCode::NOT_FOUND, INVALID, "model_not_found".into(), Some("model"))
+            }
+            Self::Exchange(error) => {
+                let (status, kind) = match error.kind {
+                    FailureKind::InvalidRequest => (upstream_client_error(error), INVALID),
+                    FailureKind::FeatureInactive | FailureKind::Unsupported | FailureKind::Unauthorized => {
+                        (status, INVALID)
+                    }
+                    FailureKind::Overloaded => {
+                        return (status, "rate_limit_exceeded", "rate_limit_exceeded".into(), None);
+                    }
+                    FailureKind::ModelServerFault => (StatusCode::BAD_GATEWAY, "server_error"),
+                    FailureKind::ModelUnavailable
+                    | FailureKind::DeadlineExceeded
+                    | FailureKind::Cancelled
+                    | FailureKind::Internal => (status, "server_error"),
+                };
+                (status, kind, self.reason(), None)
+            }
+        }
+    }
+}
+
+impl From<PromptError> for ApiError {
+    fn from(error: PromptError) -> Self {
+        match error {
+            PromptError::Unknown(id) => Self::NotFound(format!("Prompt '{id}' not found").into()),
+            PromptError::MissingInput(name) => Self::invalid(format!("inputs.{name}"), "is required"),
+            PromptError::TooLong { window } => Self::ContextLength {
+                path: "inputs",
+                window,
+            },
+            PromptError::Template { id, .. } => {
+                // The engine's words may quote an input, so they stay out of the log too.
+                tracing::error!(prompt = id, "prompt template could not be rendered");
+                Self::Exchange(ExchangeError::new(FailureKind::Internal, "prompt_template", "internal error"))
+            }
+        }
+    }
+}
+
+/// May a chat client repeat its turn?
+pub(crate) fn is_retryable(error: &ExchangeError) -> bool {
+    error.kind == FailureKind::Overloaded && error.retry_after.is_some_and(|after| after <= RETRYABLE_WITHIN)
+}
+
+/// The sentence of an exchange error that a client may read.
+pub(crate) fn public_message(error: &ExchangeError) -> &str {
+    match error.kind {
+        FailureKind::Internal => "internal error",
+        FailureKind::InvalidRequest
+        | FailureKind::FeatureInactive
+        | FailureKind::Unsupported
+        | FailureKind::Unauthorized
+        | FailureKind::Overloaded
+        | FailureKind::ModelUnavailable
+        | FailureKind::DeadlineExceeded
+        | FailureKind::ModelServerFault
+        | FailureKind::Cancelled => &error.message,
+    }
+}
+
+/// OpenAI's error object, also the event that ends a failed stream.
+pub(crate) fn openai_object(error: &ApiError) -> Value {
+    if let Some(object) = upstream_object(error) {
+        return object;
+    }
+    let (_, kind, code, param) = error.openai_terms();
+    json!({"error": {"message": error.sentence(), "type": kind, "param": param, "code": code}})
+}
+
+/// The model server's own error object, for what the client did wrong.
+fn upstream_object(error: &ApiError) -> Option<Value> {
+    let ApiError::Exchange(error) = error else { return None };
+    if error.kind != FailureKind::InvalidRequest {
+        return None;
+    }
+    match serde_json::from_str(error.upstream_error.as_deref()?).ok()? {
+        Value::Object(object) if object.contains_key("error") => Some(Value::Object(object)),
+        Value::Object(object) => Some(json!({ "error": object })),
+        _ => None,
+    }
+}
+
+fn upstream_client_error(error: &ExchangeError) -> StatusCode {
+    let upstream = error.upstream_status.and_then(|code| StatusCode::from_u16(code).ok());
+    upstream
+        .filter(|code| code.is_client_error() && *code != StatusCode::UNAUTHORIZED)
+        .unwrap_or(StatusCode::BAD_REQUEST)
+}
+
+fn is_unknown(error: &ExchangeError) -> bool {
+    error.reason == "unknown_model" || error.reason == "unknown_feature"
+}
+
+fn openai(error: &ApiError) -> Response {
+    let (status, ..) = error.openai_terms();
+    let mut response = (status, Json(openai_object(error))).into_response();
+    challenge(&mut response);
+    response
+}
+
+fn plain(error: &ApiError) -> Response {
+    let (status, _, code, _) = error.openai_terms();
+    let status = match error {
+        ApiError::Invalid { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+        _ => status,
+    };
+    let body = json!({"error": code, "message": error.sentence()});
+    let mut response = (status, Json(body)).into_response();
+    challenge(&mut response);
+    response
+}
+
+/// The GitLab shape; for the model test `detail` is a list wherever it may be.
+fn gitlab(error: &ApiError, status: StatusCode, shape: Option<Shape>) -> Response {
+    let text: Cow<'_, str> = match error {
+        ApiError::Stranger { text, .. } => {
+            let mut response = (status, Json(json!({ "error": text }))).into_response();
+            challenge(&mut response);
+            return response;
+        }
+        ApiError::Invalid { path, problem } => return invalid(path, problem),
+        ApiError::Exchange(_) if status == StatusCode::INTERNAL_SERVER_ERROR && shape.is_none() => {
+            return (status, "Internal Server Error").into_response();
+        }
+        ApiError::Exchange(inner) if shape != Some(Shape::ModelTest) => match inner.kind {
+            FailureKind::Overloaded => TOO_MANY.into(),
+            FailureKind::ModelServerFault => FAILED.into(),
+            FailureKind::Internal if status == StatusCode::INTERNAL_SERVER_ERROR => {
+                return (status, "Internal Server Error").into_response();
+            }
+            _ => public_message(inner).into(),
+        },
+        other => other.sentence(),
+    };
+    if shape == Some(Shape::ModelTest) {
+        return (status, Json(json!({"detail": [{ "msg": text }]}))).into_response();
+    }
+    detail(status, &text)
+}
+
+fn invalid(path: &str, problem: &str) -> Response {
+    let location: Vec<&str> = std::iter::once("body")
+        .chain(path.split('.').filter(|part| !part.is_empty()))
+        .collect();
+    let entry = json!({"loc": location, "msg": format!("{path}: {problem}"), "type": "value_error"});
+    (StatusCode::UNPROCESSABLE_ENTITY, Json(json!({ "detail": [entry] }))).into_response()
+}
+
+fn detail(status: StatusCode, text: &str) -> Response {
+    (status, Json(json!({ "detail": text }))).into_response()
+}
+
+/// `503: Service Unavailable`, as GitLab's model test shows it.
+fn phrase(code: StatusCode) -> String {
+    format!("{}: {}", code.as_u16(), code.canonical_reason().unwrap_or("Unknown"))
+}
+
+fn challenge(response: &mut Response<Body>) {
+    if response.status() == StatusCode::UNAUTHORIZED {
+        response
+            .headers_mut()
+            .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+}
+
+fn whole_seconds(after: Duration) -> u64 {
+    after.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests;

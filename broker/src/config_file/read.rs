@@ -1,0 +1,529 @@
+//! From the YAML tree to what the file wants, collecting every mistake on the way.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+use std::time::Duration;
+
+use duo_contract::name::{FeatureName, Lane, ModelName};
+use duo_contract::snapshot::{BodyPolicy, Issuer, Model, PromptOverride, Support, SupportLevel};
+use duo_process::config::parse_duration;
+
+use super::node::{self, Key, Node, Value};
+use super::{Place, Problem, PromptCheck};
+use crate::store::features::body_policy;
+use crate::store::support_levels;
+
+/// Longest deadline a feature may have.
+const LONGEST_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
+/// Longest text of a reason, an acknowledgement, a family.
+const LONGEST_LINE: usize = 1000;
+/// Longest family and prompt id.
+const LONGEST_WORD: usize = 128;
+
+/// What a file wants; absent parts stay as they are.
+#[derive(Debug, Default)]
+pub struct ConfigFile {
+    pub(super) models: Option<Vec<Model>>,
+    pub(super) features: BTreeMap<FeatureName, WantedFeature>,
+    pub(super) issuers: Option<Vec<Issuer>>,
+    pub(super) support_levels: Vec<(Support, String)>,
+    pub(super) prompts: Option<Vec<PromptOverride>>,
+    /// Where each part stands, by its path.
+    pub(super) places: BTreeMap<String, Place>,
+}
+
+/// What a file wants of one feature.
+#[derive(Debug, Default)]
+pub(super) struct WantedFeature {
+    pub(super) assignment: Option<Assignment>,
+    pub(super) acknowledge: Option<String>,
+    pub(super) lane: Option<Lane>,
+    pub(super) first_byte_within: Option<Duration>,
+    pub(super) end_within: Option<Duration>,
+    pub(super) bodies: Option<BodyPolicy>,
+}
+
+/// Who is to answer for a feature.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Assignment {
+    Inactive,
+    /// Active without a model of its own, which only the OpenAI features can be.
+    Active,
+    Model(ModelName),
+}
+
+pub(super) fn read(text: &str, folder: &Path, check_prompt: PromptCheck<'_>) -> Result<ConfigFile, Vec<Problem>> {
+    let root = node::parse(text).map_err(|problem| vec![problem])?;
+    let mut reader = Reader {
+        folder,
+        check_prompt,
+        file: ConfigFile::default(),
+        problems: Vec::new(),
+    };
+    if !matches!(root.value, Value::Null) {
+        reader.root(root);
+    }
+    if reader.problems.is_empty() {
+        return Ok(reader.file);
+    }
+    reader.problems.sort_by_key(|problem| problem.place);
+    Err(reader.problems)
+}
+
+struct Reader<'a> {
+    folder: &'a Path,
+    check_prompt: PromptCheck<'a>,
+    file: ConfigFile,
+    problems: Vec<Problem>,
+}
+
+/// A mapping whose keys are known, taken one by one.
+struct Fields {
+    place: Place,
+    path: String,
+    entries: Vec<(Key, Node)>,
+}
+
+impl Fields {
+    fn take(&mut self, name: &str) -> Option<(String, Node)> {
+        let at = self.entries.iter().position(|(key, _)| key.name == name)?;
+        Some((format!("{}.{name}", self.path), self.entries.swap_remove(at).1))
+    }
+}
+
+impl Reader<'_> {
+    fn root(&mut self, root: Node) {
+        let known = ["models", "features", "issuers", "support_levels", "prompts"];
+        let Some(mut parts) = self.fields(String::new(), root, &known) else { return };
+        if let Some((path, node)) = parts.part("models") {
+            self.file.models = self.items(&path, node, Self::model);
+            self.unique(&path, |file| file.models.iter().flatten().map(|m| m.name.to_string()).collect());
+        }
+        if let Some((path, node)) = parts.part("features") {
+            self.features(&path, node);
+        }
+        if let Some((path, node)) = parts.part("issuers") {
+            self.file.issuers = self.items(&path, node, Self::issuer);
+            self.unique(&path, |file| file.issuers.iter().flatten().map(|i| i.url.clone()).collect());
+        }
+        if let Some((path, node)) = parts.part("support_levels") {
+            self.file.support_levels = self.items(&path, node, Self::support).unwrap_or_default();
+            self.unique(&path, |file| {
+                let pairs = file.support_levels.iter();
+                pairs.map(|(s, _)| format!("{} and {}", s.feature, s.family)).collect()
+            });
+        }
+        if let Some((path, node)) = parts.part("prompts") {
+            self.file.prompts = self.items(&path, node, Self::prompt);
+            self.unique(&path, |file| {
+                let prompts = file.prompts.iter().flatten();
+                prompts.map(|p| format!("{} of family {}", p.id, p.family)).collect()
+            });
+        }
+    }
+
+    fn model(&mut self, path: &str, node: Node) -> Option<Model> {
+        let known = ["name", "family", "context_tokens", "max_output_tokens"];
+        let mut fields = self.fields(path.to_owned(), node, &known)?;
+        let name = self.required(&mut fields, "name", Self::parsed::<ModelName>);
+        let family = self.required(&mut fields, "family", Self::word);
+        let context_tokens = self.required(&mut fields, "context_tokens", Self::tokens);
+        let output_place = fields.place_of("max_output_tokens");
+        let max_output_tokens = self.required(&mut fields, "max_output_tokens", Self::tokens);
+        let model = Model {
+            name: name?,
+            family: family?,
+            context_tokens: context_tokens?,
+            max_output_tokens: max_output_tokens?,
+        };
+        if model.max_output_tokens > model.context_tokens {
+            let message = format!(
+                "an answer of {} tokens does not fit into a window of {}",
+                model.max_output_tokens, model.context_tokens
+            );
+            self.problem(output_place, format!("{path}.max_output_tokens"), message);
+            return None;
+        }
+        Some(model)
+    }
+
+    fn features(&mut self, path: &str, node: Node) {
+        let place = node.place;
+        let Value::Map(entries) = node.value else {
+            self.expected(place, path, "a mapping from feature ids", &node.value);
+            return;
+        };
+        for (key, node) in entries {
+            let path = format!("{path}.{}", key.name);
+            match FeatureName::parse(&key.name) {
+                Ok(name) => {
+                    self.file.places.insert(path.clone(), key.place);
+                    if let Some(wanted) = self.feature(&path, node) {
+                        self.file.features.insert(name, wanted);
+                    }
+                }
+                Err(error) => self.problem(key.place, path, error.to_string()),
+            }
+        }
+    }
+
+    fn feature(&mut self, path: &str, node: Node) -> Option<WantedFeature> {
+        match &node.value {
+            Value::Text(word) if word == "inactive" || word == "active" => {
+                let inactive = word == "inactive";
+                return Some(WantedFeature {
+                    assignment: Some(if inactive { Assignment::Inactive } else { Assignment::Active }),
+                    ..WantedFeature::default()
+                });
+            }
+            Value::Map(_) => {}
+            other => {
+                self.expected(node.place, path, "`inactive`, `active` or a mapping such as {model: NAME}", other);
+                return None;
+            }
+        }
+        let known = ["model", "active", "acknowledge", "lane", "first_byte_within", "end_within", "bodies"];
+        let mut fields = self.fields(path.to_owned(), node, &known)?;
+        let places: Vec<_> = fields.entries.iter().map(|(key, node)| (key.name.clone(), node.place)).collect();
+        for (name, place) in places {
+            self.file.places.insert(format!("{path}.{name}"), place);
+        }
+        let model = self.optional(&mut fields, "model", Self::parsed::<ModelName>);
+        let active = self.optional(&mut fields, "active", Self::flag);
+        let wanted = WantedFeature {
+            assignment: match (model, active) {
+                (Some(_), Some(false)) => {
+                    let message = "a feature with a model is active; leave out one of the two".to_owned();
+                    self.problem(fields.place, format!("{path}.active"), message);
+                    None
+                }
+                (Some(model), _) => Some(Assignment::Model(model)),
+                (None, Some(true)) => Some(Assignment::Active),
+                (None, Some(false)) => Some(Assignment::Inactive),
+                (None, None) => None,
+            },
+            acknowledge: self.optional(&mut fields, "acknowledge", Self::line),
+            lane: self.optional(&mut fields, "lane", Self::lane),
+            first_byte_within: self.optional(&mut fields, "first_byte_within", Self::deadline),
+            end_within: self.optional(&mut fields, "end_within", Self::deadline),
+            bodies: self.optional(&mut fields, "bodies", Self::bodies),
+        };
+        Some(wanted)
+    }
+
+    fn issuer(&mut self, path: &str, node: Node) -> Option<Issuer> {
+        let mut fields = self.fields(path.to_owned(), node, &["url", "audience", "openai"])?;
+        let url = self.required(&mut fields, "url", Self::url);
+        let audience = self.required(&mut fields, "audience", Self::line);
+        let openai = self.optional(&mut fields, "openai", Self::flag);
+        Some(Issuer {
+            url: url?,
+            audience: audience?,
+            openai: openai.unwrap_or(false),
+        })
+    }
+
+    fn support(&mut self, path: &str, node: Node) -> Option<(Support, String)> {
+        let known = ["feature", "family", "level", "reason"];
+        let mut fields = self.fields(path.to_owned(), node, &known)?;
+        let feature_place = fields.place_of("feature");
+        let feature = self.required(&mut fields, "feature", Self::parsed::<FeatureName>);
+        let family = self.required(&mut fields, "family", Self::word);
+        let level = self.required(&mut fields, "level", Self::level);
+        let reason = self.required(&mut fields, "reason", Self::line);
+        let support = Support {
+            feature: feature?,
+            family: family?,
+            level: level?,
+        };
+        let part = format!("support_levels.{}.{}", support.feature, support.family);
+        self.file.places.insert(part, feature_place);
+        Some((support, reason?))
+    }
+
+    fn prompt(&mut self, path: &str, node: Node) -> Option<PromptOverride> {
+        let mut fields = self.fields(path.to_owned(), node, &["id", "family", "text", "file"])?;
+        let place = fields.place;
+        let id = self.required(&mut fields, "id", Self::word);
+        let family = self.required(&mut fields, "family", Self::word);
+        let text = self.optional(&mut fields, "text", Self::text);
+        let from_file = self.optional(&mut fields, "file", Self::file_content);
+        let text = match (text, from_file) {
+            (Some(text), None) | (None, Some(text)) => text,
+            (Some(_), Some(_)) => {
+                self.problem(place, path.to_owned(), "give `text` or `file`, not both".to_owned());
+                return None;
+            }
+            (None, None) => {
+                // A text or file that could not be read has its own problem already.
+                if !self.problems.iter().any(|problem| problem.part.starts_with(&format!("{path}."))) {
+                    self.problem(place, path.to_owned(), "`text` or `file` is missing".to_owned());
+                }
+                return None;
+            }
+        };
+        let prompt = PromptOverride {
+            id: id?,
+            family: family?,
+            text,
+        };
+        if let Err(error) = (self.check_prompt)(&prompt) {
+            self.problem(place, path.to_owned(), error);
+            return None;
+        }
+        Some(prompt)
+    }
+
+    // Values.
+
+    fn parsed<T>(&mut self, path: &str, node: Node) -> Option<T>
+    where
+        T: std::str::FromStr,
+        T::Err: std::fmt::Display,
+    {
+        let place = node.place;
+        let text = self.text(path, node)?;
+        text.parse()
+            .map_err(|error: T::Err| self.problem(place, path.to_owned(), error.to_string()))
+            .ok()
+    }
+
+    fn text(&mut self, path: &str, node: Node) -> Option<String> {
+        let hint = match &node.value {
+            Value::Text(text) if text.contains('\0') => {
+                self.problem(node.place, path.to_owned(), "a text may not hold NUL".to_owned());
+                return None;
+            }
+            Value::Text(text) => return Some(text.clone()),
+            Value::Count(_) | Value::Number(_) | Value::Bool(_) => "a text; put it in quotes",
+            _ => "a text",
+        };
+        self.expected(node.place, path, hint, &node.value);
+        None
+    }
+
+    fn bounded(&mut self, path: &str, node: Node, longest: usize) -> Option<String> {
+        let place = node.place;
+        let text = self.text(path, node)?;
+        let problem = if text.trim().is_empty() {
+            "must not be empty".to_owned()
+        } else if text.len() > longest {
+            format!("may have at most {longest} bytes")
+        } else if text.chars().any(char::is_control) {
+            "may not hold control characters".to_owned()
+        } else {
+            return Some(text);
+        };
+        self.problem(place, path.to_owned(), problem);
+        None
+    }
+
+    fn line(&mut self, path: &str, node: Node) -> Option<String> {
+        self.bounded(path, node, LONGEST_LINE)
+    }
+
+    fn word(&mut self, path: &str, node: Node) -> Option<String> {
+        self.bounded(path, node, LONGEST_WORD)
+    }
+
+    fn flag(&mut self, path: &str, node: Node) -> Option<bool> {
+        if let Value::Bool(flag) = node.value {
+            return Some(flag);
+        }
+        self.expected(node.place, path, "true or false", &node.value);
+        None
+    }
+
+    fn tokens(&mut self, path: &str, node: Node) -> Option<u32> {
+        if let Value::Count(count) = node.value
+            && let Ok(count @ 1..) = u32::try_from(count)
+        {
+            return Some(count);
+        }
+        self.expected(node.place, path, "a whole number of tokens above zero", &node.value);
+        None
+    }
+
+    fn lane(&mut self, path: &str, node: Node) -> Option<Lane> {
+        let place = node.place;
+        let lane = self.parsed::<Lane>(path, node)?;
+        if Lane::LIVE.contains(&lane) {
+            return Some(lane);
+        }
+        let message = "a live request is never background: use keystroke or interactive".to_owned();
+        self.problem(place, path.to_owned(), message);
+        None
+    }
+
+    fn deadline(&mut self, path: &str, node: Node) -> Option<Duration> {
+        let place = node.place;
+        let text = self.text(path, node)?;
+        match parse_duration(&text) {
+            Ok(span) if span.is_zero() => self.problem(place, path.to_owned(), "must be above zero".to_owned()),
+            Ok(span) if span > LONGEST_DEADLINE => {
+                self.problem(place, path.to_owned(), "may be a day at most".to_owned());
+            }
+            Ok(span) => return Some(span),
+            Err(error) => self.problem(place, path.to_owned(), error),
+        }
+        None
+    }
+
+    fn bodies(&mut self, path: &str, node: Node) -> Option<BodyPolicy> {
+        let place = node.place;
+        let text = self.text(path, node)?;
+        let policy = body_policy(&text);
+        if policy.is_none() {
+            self.problem(place, path.to_owned(), format!("unknown policy {text:?}: none, digest or full"));
+        }
+        policy
+    }
+
+    fn level(&mut self, path: &str, node: Node) -> Option<SupportLevel> {
+        let place = node.place;
+        let text = self.text(path, node)?;
+        let level = support_levels::level(&text);
+        if level.is_none() {
+            let message = format!("unknown level {text:?}: supported, to_be_evaluated or not_supported");
+            self.problem(place, path.to_owned(), message);
+        }
+        level
+    }
+
+    fn url(&mut self, path: &str, node: Node) -> Option<String> {
+        let place = node.place;
+        let text = self.line(path, node)?;
+        let url = reqwest::Url::parse(&text);
+        let fits = url.is_ok_and(|url| {
+            matches!(url.scheme(), "http" | "https") && url.has_host() && url.query().is_none() && url.username().is_empty()
+        });
+        if fits {
+            return Some(text);
+        }
+        let message = "is no base URL; write https://gitlab.example.com as the instance calls itself".to_owned();
+        self.problem(place, path.to_owned(), message);
+        None
+    }
+
+    fn file_content(&mut self, path: &str, node: Node) -> Option<String> {
+        let place = node.place;
+        let name = self.line(path, node)?;
+        match std::fs::read_to_string(self.folder.join(&name)) {
+            Ok(text) if text.contains('\0') => {
+                self.problem(place, path.to_owned(), format!("the file {name} holds NUL"));
+            }
+            Ok(text) => return Some(text),
+            Err(error) => self.problem(place, path.to_owned(), format!("cannot read {name}: {error}")),
+        }
+        None
+    }
+
+    // Structure.
+
+    fn fields(&mut self, path: String, node: Node, known: &[&str]) -> Option<Fields> {
+        let place = node.place;
+        let Value::Map(entries) = node.value else {
+            self.expected(place, &path, "a mapping", &node.value);
+            return None;
+        };
+        let (entries, unknown): (Vec<_>, Vec<_>) =
+            entries.into_iter().partition(|(key, _)| known.contains(&key.name.as_str()));
+        for (key, _) in unknown {
+            let message = format!("unknown key {:?}; known are {}", key.name, known.join(", "));
+            self.problem(key.place, path.clone(), message);
+        }
+        Some(Fields { place, path, entries })
+    }
+
+    fn items<T>(
+        &mut self,
+        path: &str,
+        node: Node,
+        read: impl Fn(&mut Self, &str, Node) -> Option<T>,
+    ) -> Option<Vec<T>> {
+        self.file.places.insert(path.to_owned(), node.place);
+        let items = match node.value {
+            Value::List(items) => items,
+            // `models:` with nothing below it is most often a list commented out, and would remove everything.
+            other => {
+                self.expected(node.place, path, "a list; an empty one is written []", &other);
+                return None;
+            }
+        };
+        let mut all = Vec::with_capacity(items.len());
+        for (at, item) in items.into_iter().enumerate() {
+            let path = format!("{path}[{at}]");
+            self.file.places.insert(path.clone(), item.place);
+            all.extend(read(self, &path, item));
+        }
+        Some(all)
+    }
+
+    fn unique(&mut self, path: &str, names: impl Fn(&ConfigFile) -> Vec<String>) {
+        let mut seen = HashSet::new();
+        for name in names(&self.file) {
+            if let Some(twice) = seen.replace(name) {
+                let place = self.file.places.get(path).copied();
+                self.problems.push(Problem {
+                    place,
+                    part: path.to_owned(),
+                    message: format!("{twice} is named twice"),
+                });
+            }
+        }
+    }
+
+    fn required<T>(
+        &mut self,
+        fields: &mut Fields,
+        name: &str,
+        read: impl Fn(&mut Self, &str, Node) -> Option<T>,
+    ) -> Option<T> {
+        let Some((path, node)) = fields.take(name) else {
+            self.problem(fields.place, fields.path.clone(), format!("`{name}` is missing"));
+            return None;
+        };
+        read(self, &path, node)
+    }
+
+    fn optional<T>(
+        &mut self,
+        fields: &mut Fields,
+        name: &str,
+        read: impl Fn(&mut Self, &str, Node) -> Option<T>,
+    ) -> Option<T> {
+        let (path, node) = fields.take(name)?;
+        read(self, &path, node)
+    }
+
+    fn expected(&mut self, place: Place, path: &str, wanted: &str, found: &Value) {
+        let found = match found {
+            Value::Text(text) if text.len() < 60 => format!("{text:?}"),
+            Value::Count(count) => count.to_string(),
+            Value::Number(number) => number.clone(),
+            other => other.noun().to_owned(),
+        };
+        self.problem(place, path.to_owned(), format!("expected {wanted}, found {found}"));
+    }
+
+    fn problem(&mut self, place: Place, part: String, message: String) {
+        self.problems.push(Problem {
+            place: Some(place),
+            part,
+            message,
+        });
+    }
+}
+
+impl Fields {
+    /// A part of the document itself, whose path has no prefix.
+    fn part(&mut self, name: &str) -> Option<(String, Node)> {
+        let (_, node) = self.take(name)?;
+        Some((name.to_owned(), node))
+    }
+
+    fn place_of(&self, name: &str) -> Place {
+        let entry = self.entries.iter().find(|(key, _)| key.name == name);
+        entry.map_or(self.place, |(_, node)| node.place)
+    }
+}

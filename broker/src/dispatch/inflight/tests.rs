@@ -1,0 +1,356 @@
+//! Turns of one request, without I/O: who may speak, and what the client gets.
+
+use duo_contract::audit::Who;
+use duo_contract::envelope::Endpoint;
+use duo_contract::name::{FeatureName, ModelName};
+use duo_contract::snapshot::{BodyPolicy, Feature, Model};
+use prometheus::Registry;
+
+use super::*;
+use crate::admission::Admission;
+use crate::audit::AuditLog;
+use crate::audit::sink::AuditSink;
+use crate::fleet::Fleet;
+use crate::metrics::Metrics;
+
+const LEASE: Duration = Duration::from_secs(5);
+
+struct Bench {
+    inflight: InFlight,
+    metrics: Metrics,
+    start: Instant,
+}
+
+impl Bench {
+    fn new(stream: bool) -> Self {
+        let metrics = Metrics::new(&Registry::new());
+        let (sink, _records) = AuditSink::for_test(metrics.clone());
+        let audit = AuditLog::new("b", sink, metrics.clone());
+        let record = audit.open(Who::default(), "/v1/chat/completions", None, None);
+        let name = ModelName::parse("m").expect("a name");
+        let feature = Feature {
+            name: FeatureName::parse("duo_chat").expect("a name"),
+            active: true,
+            model: Some(name.clone()),
+            lane: Lane::Interactive,
+            first_byte_within_ms: 50_000,
+            end_within_ms: 600_000,
+            bodies: BodyPolicy::None,
+        };
+        let model = Model {
+            name,
+            family: "f".into(),
+            context_tokens: 1,
+            max_output_tokens: 1,
+        };
+        let place = Admission::new(Fleet::new())
+            .admit(&feature, &model.name)
+            .expect("there is room");
+        let routed = RoutedRequest {
+            feature,
+            model,
+            revision: 1,
+        };
+        let work = Work {
+            endpoint: Endpoint::ChatCompletions,
+            body: Bytes::from_static(b"{}"),
+            stream,
+            prompt: None,
+            supersede_key: None,
+        };
+        record.admit();
+        let start = record.received();
+        let task = Task { record, routed, work };
+        let inflight = InFlight::new(
+            task,
+            Rules {
+                lease: LEASE,
+                max_attempts: 2,
+            },
+            place,
+            start,
+        );
+        inflight.stored(1, 10);
+        Self {
+            inflight,
+            metrics,
+            start,
+        }
+    }
+
+    fn claim(&self, delivery: u64, worker: &str, after: Duration) -> ClaimReply {
+        self.claim_of(1, 10, delivery, worker, after).0
+    }
+
+    fn claim_of(
+        &self,
+        publication: u32,
+        sequence: u64,
+        delivery: u64,
+        worker: &str,
+        after: Duration,
+    ) -> (ClaimReply, Todo) {
+        let claim = ClaimRequest {
+            request_id: self.inflight.request_id,
+            publication,
+            stream_sequence: sequence,
+            delivery,
+            worker: worker.into(),
+        };
+        self.inflight.claim(&claim, self.start + after)
+    }
+
+    fn frame(&self, attempt: u32, number: u32, kind: FrameKind) -> FrameAnswer {
+        self.inflight
+            .frame(
+                ReplyFrame {
+                    attempt,
+                    number,
+                    kind,
+                },
+                self.start,
+            )
+            .0
+    }
+
+    fn next(&self) -> Option<Option<Result<ReplyEvent, ExchangeError>>> {
+        self.inflight.poll()
+    }
+
+    fn text(&self) -> String {
+        let mut text = String::new();
+        while let Some(Some(Ok(ReplyEvent::Chunks(chunks)))) = self.next() {
+            text.push_str(&String::from_utf8_lossy(&chunks));
+        }
+        text
+    }
+
+    fn ended(&self, outcome: Outcome) -> u64 {
+        self.metrics.ended.with_label_values(&[outcome.as_str()]).get()
+    }
+}
+
+fn chunk(text: &str) -> FrameKind {
+    let line = format!(
+        "{{\"id\":\"a\",\"created\":1,\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{text}\"}}}}]}}"
+    );
+    FrameKind::Chunk(line.into())
+}
+
+fn done() -> FrameKind {
+    FrameKind::Done {
+        summary: Summary::default(),
+        body: Bytes::new(),
+    }
+}
+
+fn failed(kind: FailureKind) -> FrameKind {
+    FrameKind::Failed(FailedAttempt {
+        worker: "w".into(),
+        failure: Failure::new(kind, "it failed"),
+        model_calls: 1,
+        output_tokens: None,
+    })
+}
+
+#[test]
+fn the_same_delivery_gets_the_same_answer_however_often_it_asks() {
+    let bench = Bench::new(true);
+    assert_eq!(
+        bench.claim(1, "w", Duration::ZERO),
+        ClaimReply::Proceed { attempt: 1 }
+    );
+    assert_eq!(
+        bench.claim(1, "w", Duration::ZERO),
+        ClaimReply::Proceed { attempt: 1 }
+    );
+}
+
+#[test]
+fn a_redelivery_under_a_living_attempt_is_handed_back_and_never_acked() {
+    let bench = Bench::new(true);
+    assert_eq!(
+        bench.claim(1, "w", Duration::ZERO),
+        ClaimReply::Proceed { attempt: 1 }
+    );
+    let ClaimReply::Busy { delay_ms } = bench.claim(2, "other", Duration::from_secs(2)) else {
+        panic!("a living attempt must be left alone")
+    };
+    assert_eq!(delay_ms, 3000);
+}
+
+#[test]
+fn a_silent_attempt_is_replaced_and_can_change_nothing_after() {
+    let bench = Bench::new(true);
+    assert_eq!(
+        bench.claim(1, "w", Duration::ZERO),
+        ClaimReply::Proceed { attempt: 1 }
+    );
+    let (answer, todo) = bench.claim_of(1, 10, 2, "other", LEASE);
+    assert_eq!(answer, ClaimReply::Proceed { attempt: 2 });
+    assert_eq!(todo.cancel, Some(("w".into(), CancelReason::Replaced)));
+    assert_eq!(bench.frame(1, 0, chunk("late")), FrameAnswer::Stale);
+    assert_eq!(bench.frame(1, 0, done()), FrameAnswer::Stale);
+    assert_eq!(bench.frame(2, 0, chunk("x")), FrameAnswer::Confirmed);
+    assert!(bench.text().contains("\"x\""));
+}
+
+#[test]
+fn frames_out_of_order_reach_the_client_in_order() {
+    let bench = Bench::new(true);
+    bench.claim(1, "w", Duration::ZERO);
+    assert_eq!(
+        bench.frame(1, 1, chunk("b")),
+        FrameAnswer::Missing { from: 0, until: 1 }
+    );
+    assert!(bench.next().is_none(), "nothing may pass a gap");
+    assert_eq!(bench.frame(1, 0, chunk("a")), FrameAnswer::Confirmed);
+    assert_eq!(
+        bench.frame(1, 0, chunk("a")),
+        FrameAnswer::Confirmed,
+        "a second copy is dropped"
+    );
+    let text = bench.text();
+    assert!(text.find("\"a\"}") < text.find("\"b\"}"), "{text}");
+}
+
+#[test]
+fn a_last_frame_after_a_gap_asks_for_what_is_missing() {
+    let bench = Bench::new(true);
+    bench.claim(1, "w", Duration::ZERO);
+    assert_eq!(bench.frame(1, 0, chunk("a")), FrameAnswer::Confirmed);
+    assert_eq!(
+        bench.frame(1, 3, done()),
+        FrameAnswer::Missing { from: 1, until: 3 }
+    );
+    assert_eq!(bench.frame(1, 1, chunk("b")), FrameAnswer::Confirmed);
+    assert_eq!(bench.frame(1, 2, chunk("c")), FrameAnswer::Confirmed);
+    assert_eq!(bench.frame(1, 3, done()), FrameAnswer::Confirmed);
+    assert_eq!(
+        bench.frame(1, 3, done()),
+        FrameAnswer::Confirmed,
+        "asked again, answered again"
+    );
+    assert_eq!(bench.ended(Outcome::Completed), 1);
+}
+
+#[test]
+fn a_failure_before_the_first_chunk_goes_to_another_worker_until_attempts_are_spent() {
+    let bench = Bench::new(true);
+    bench.claim(1, "w", Duration::ZERO);
+    assert!(matches!(
+        bench.frame(1, 0, failed(FailureKind::ModelUnavailable)),
+        FrameAnswer::HandBack { .. }
+    ));
+    assert!(matches!(
+        bench.frame(1, 0, failed(FailureKind::ModelUnavailable)),
+        FrameAnswer::HandBack { .. }
+    ));
+    assert_eq!(
+        bench.claim(2, "other", Duration::ZERO),
+        ClaimReply::Proceed { attempt: 2 }
+    );
+    assert_eq!(
+        bench.frame(2, 0, failed(FailureKind::ModelUnavailable)),
+        FrameAnswer::Confirmed
+    );
+    assert!(matches!(bench.next(), Some(Some(Err(error))) if error.kind == FailureKind::ModelUnavailable));
+    assert_eq!(bench.next(), Some(None));
+    assert_eq!(bench.claim(3, "w", Duration::ZERO), ClaimReply::Gone);
+    assert_eq!(bench.ended(Outcome::Failed), 1);
+}
+
+#[test]
+fn what_the_model_server_calls_bad_is_never_tried_again() {
+    let bench = Bench::new(true);
+    bench.claim(1, "w", Duration::ZERO);
+    assert_eq!(
+        bench.frame(1, 0, failed(FailureKind::InvalidRequest)),
+        FrameAnswer::Confirmed
+    );
+    assert!(matches!(bench.next(), Some(Some(Err(error))) if error.kind == FailureKind::InvalidRequest));
+}
+
+#[test]
+fn a_stream_under_way_is_continued_with_what_the_client_has() {
+    let bench = Bench::new(true);
+    bench.claim(1, "w", Duration::ZERO);
+    bench.frame(1, 0, chunk("hel"));
+    let answer = bench.claim(2, "other", LEASE);
+    let ClaimReply::Continue { attempt: 2, have } = answer else {
+        panic!("{answer:?}")
+    };
+    assert_eq!(have.text, "hel");
+}
+
+#[test]
+fn an_answer_that_cannot_be_continued_is_cut_and_never_looks_whole() {
+    let bench = Bench::new(true);
+    bench.claim(1, "w", Duration::ZERO);
+    bench.frame(1, 0, chunk("ends in a blank "));
+    assert_eq!(bench.claim(2, "other", LEASE), ClaimReply::Gone);
+    assert!(matches!(bench.next(), Some(Some(Ok(ReplyEvent::Chunks(_))))));
+    assert!(matches!(bench.next(), Some(Some(Err(_)))));
+    assert_eq!(bench.ended(Outcome::Failed), 1);
+}
+
+#[test]
+fn a_client_that_leaves_frees_message_and_worker_once() {
+    let bench = Bench::new(true);
+    bench.claim(1, "w", Duration::ZERO);
+    let todo = bench.inflight.stop(Stop::ClientGone, bench.start);
+    assert_eq!(todo.cancel, Some(("w".into(), CancelReason::ClientGone)));
+    assert_eq!((todo.delete, todo.forget), (Some(10), true));
+    assert_eq!(
+        bench.inflight.stop(Stop::ClientGone, bench.start),
+        Todo::default()
+    );
+    assert_eq!(bench.ended(Outcome::Cancelled), 1);
+    assert_eq!(bench.claim(2, "w", Duration::ZERO), ClaimReply::Gone);
+}
+
+#[test]
+fn a_reader_that_is_too_slow_is_cancelled_with_bounded_memory() {
+    let bench = Bench::new(true);
+    bench.claim(1, "w", Duration::ZERO);
+    let big = "x".repeat(CLIENT_BUFFER / 4);
+    for number in 0..5 {
+        bench.frame(1, number, chunk(&big));
+    }
+    assert_eq!(bench.ended(Outcome::Cancelled), 1);
+    assert!(bench.inflight.overdue(bench.start).is_none());
+}
+
+#[test]
+fn deadlines_depend_on_whether_anything_was_sent() {
+    let bench = Bench::new(true);
+    let late = bench.start + Duration::from_secs(51);
+    assert_eq!(bench.inflight.overdue(late), Some(Stop::Expired));
+    bench.claim(1, "w", Duration::ZERO);
+    bench.frame(1, 0, chunk("a"));
+    assert_eq!(bench.inflight.overdue(late), None);
+    assert_eq!(
+        bench.inflight.overdue(bench.start + Duration::from_secs(601)),
+        Some(Stop::Overdue)
+    );
+}
+
+#[test]
+fn a_lost_message_is_published_again_once_and_its_old_copy_is_gone() {
+    let bench = Bench::new(true);
+    bench.claim(1, "w", Duration::ZERO);
+    let late = bench.start + LEASE * 2;
+    assert_eq!(bench.inflight.lost_suspect(late), Some(10));
+    assert_eq!(bench.inflight.next_publication(10, late), Some(2));
+    assert_eq!(bench.inflight.next_publication(10, late), None);
+    bench.inflight.stored(2, 11);
+    assert_eq!(
+        bench.claim(2, "w", LEASE * 2),
+        ClaimReply::Gone,
+        "a lower publication is gone"
+    );
+    assert_eq!(
+        bench.claim_of(2, 11, 1, "w", LEASE * 2).0,
+        ClaimReply::Proceed { attempt: 2 }
+    );
+}

@@ -1,0 +1,356 @@
+//! Audit records: written in batches, searched page by page.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use duo_contract::audit::{AuditKind, AuditRecord, Outcome};
+use serde::Serialize;
+use sqlx::PgConnection;
+use time::{Date, OffsetDateTime};
+use uuid::Uuid;
+
+use super::{Store, StoreError, audit_late_ends};
+
+/// Most events on one page.
+pub const MAX_PAGE: u32 = 1000;
+
+/// What to search for; everything named must hold.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Filter {
+    /// This feature.
+    pub feature: Option<String>,
+    /// This model.
+    pub model: Option<String>,
+    /// This GitLab user id or API token id.
+    pub user: Option<String>,
+    /// Not before.
+    pub since: Option<OffsetDateTime>,
+    /// Before.
+    pub until: Option<OffsetDateTime>,
+    /// Terminal records with this outcome.
+    pub outcome: Option<Outcome>,
+    /// This request.
+    pub request_id: Option<Uuid>,
+    /// Records of this kind.
+    pub kind: Option<AuditKind>,
+}
+
+/// Events, newest first, and where the next page begins.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Page {
+    /// The events.
+    pub events: Vec<Event>,
+    /// Give it back for the next page; absent on the last one.
+    pub next_cursor: Option<Cursor>,
+}
+
+/// A place between two events; opaque to clients.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cursor {
+    occurred_at: OffsetDateTime,
+    request_id: Uuid,
+    kind: String,
+}
+
+/// One audit record as readers see it. `outcome` is there on terminal records only.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[expect(missing_docs, reason = "each is documented where brokers write it, duo_contract::audit")]
+pub struct Event {
+    pub request_id: Uuid,
+    pub kind: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub occurred_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339")]
+    pub recorded_at: OffsetDateTime,
+    pub broker: String,
+    pub auth: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    pub route: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub feature: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lane: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_version: Option<String>,
+    pub config_revision: i64,
+    pub stream: bool,
+    pub body_bytes: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub correlation_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub worker: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attempts: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_wait_us: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_byte_us: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration_us: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub input_tokens: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output_tokens: Option<i64>,
+}
+
+impl Cursor {
+    /// Reads a cursor that an earlier page gave.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let plain = String::from_utf8(URL_SAFE_NO_PAD.decode(text).ok()?).ok()?;
+        let mut parts = plain.splitn(3, '.');
+        let micros: i128 = parts.next()?.parse().ok()?;
+        let request_id = Uuid::try_parse(parts.next()?).ok()?;
+        let kind = parts.next()?;
+        Some(Self {
+            occurred_at: OffsetDateTime::from_unix_timestamp_nanos(micros.checked_mul(1000)?).ok()?,
+            request_id,
+            kind: kind.to_owned(),
+        })
+    }
+
+    fn after(event: &Event) -> Self {
+        Self {
+            occurred_at: event.occurred_at,
+            request_id: event.request_id,
+            kind: event.kind.clone(),
+        }
+    }
+}
+
+impl std::fmt::Display for Cursor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let micros = self.occurred_at.unix_timestamp_nanos() / 1000;
+        let plain = format!("{micros}.{}.{}", self.request_id.simple(), self.kind);
+        f.write_str(&URL_SAFE_NO_PAD.encode(plain))
+    }
+}
+
+impl Serialize for Cursor {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// The UTC day in which a request id was made, which decides its partition; `None` when it is no UUIDv7.
+#[must_use]
+pub fn day_of(request_id: Uuid) -> Option<Date> {
+    if request_id.get_version() != Some(uuid::Version::SortRand) {
+        return None;
+    }
+    let (seconds, _) = request_id.get_timestamp()?.to_unix();
+    let moment = OffsetDateTime::from_unix_timestamp(i64::try_from(seconds).ok()?).ok()?;
+    Some(moment.date())
+}
+
+impl Store {
+    /// Makes the partition of `day` unless it is there; any number of brokers may ask together.
+    ///
+    /// # Errors
+    /// Postgres is away, or this user may not make tables.
+    pub async fn create_audit_partition(&self, day: Date) -> Result<(), StoreError> {
+        sqlx::query!("SELECT create_audit_partition($1)", day)
+            .fetch_one(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// Writes records and returns how many were not there yet. The same record again does nothing; a second, other
+    /// terminal record of a request is kept as a late end.
+    ///
+    /// # Errors
+    /// Postgres is away, or refuses a value; then none is written.
+    ///
+    /// # Panics
+    /// When a record's id has no day, see [`day_of`].
+    pub async fn insert_audit_records(&self, records: &[&AuditRecord]) -> Result<u64, StoreError> {
+        let mut transaction = self.pool.begin().await?;
+        let inserted = insert(&mut transaction, records).await?;
+        if inserted < records.len() as u64 {
+            let ends: Vec<_> = records.iter().copied().filter(|r| r.kind == AuditKind::Ended).collect();
+            audit_late_ends::insert(&mut transaction, &ends).await?;
+        }
+        transaction.commit().await?;
+        Ok(inserted)
+    }
+
+    /// One page of events, newest first. Pages do not shift when events are added: a page begins after the last
+    /// event of the one before, wherever that stands now.
+    ///
+    /// # Errors
+    /// Postgres is away, or the search takes longer than fifteen seconds.
+    pub async fn audit_page(&self, filter: &Filter, limit: u32, after: Option<&Cursor>) -> Result<Page, StoreError> {
+        let limit = limit.clamp(1, MAX_PAGE);
+        let mut transaction = self.pool.begin().await?;
+        // Each search is planned for its own filters: a plan that suits all of them would scan everything.
+        sqlx::query!("SET LOCAL plan_cache_mode = 'force_custom_plan'")
+            .execute(&mut *transaction)
+            .await?;
+        sqlx::query!("SET LOCAL statement_timeout = '15s'")
+            .execute(&mut *transaction)
+            .await?;
+        let mut events = select(&mut transaction, filter, i64::from(limit) + 1, after).await?;
+        transaction.commit().await?;
+        let wanted = limit as usize;
+        let more = events.len() > wanted;
+        events.truncate(wanted);
+        let next_cursor = events.last().filter(|_| more).map(Cursor::after);
+        Ok(Page { events, next_cursor })
+    }
+}
+
+/// An event's day is never after the day it occurred, clocks being a day apart at most.
+fn newest_day(filter: &Filter, after: Option<&Cursor>) -> Option<Date> {
+    let latest = [filter.until, after.map(|cursor| cursor.occurred_at)];
+    latest.into_iter().flatten().min().and_then(|moment| moment.to_offset(time::UtcOffset::UTC).date().next_day())
+}
+
+async fn select(
+    connection: &mut PgConnection,
+    filter: &Filter,
+    limit: i64,
+    after: Option<&Cursor>,
+) -> Result<Vec<Event>, StoreError> {
+    let events = sqlx::query_as!(
+        Event,
+        "SELECT request_id, kind, occurred_at, recorded_at, broker, auth, instance_id, user_id, token_id, client,
+                address, route, feature, lane, model, prompt_id, prompt_version, config_revision, stream,
+                body_bytes, correlation_id, trace_id, outcome, reason, worker, attempts, queue_wait_us,
+                first_byte_us, duration_us, input_tokens, output_tokens
+         FROM audit_events
+         WHERE ($1::text IS NULL OR feature = $1)
+           AND ($2::text IS NULL OR model = $2)
+           AND ($3::text IS NULL OR user_id = $3 OR token_id = $3)
+           AND ($4::timestamptz IS NULL OR occurred_at >= $4)
+           AND ($5::timestamptz IS NULL OR occurred_at < $5)
+           AND ($6::text IS NULL OR outcome = $6)
+           AND ($7::uuid IS NULL OR request_id = $7)
+           AND ($8::date IS NULL OR day = $8)
+           AND ($9::text IS NULL OR kind = $9)
+           AND ($10::date IS NULL OR day <= $10)
+           AND ($11::timestamptz IS NULL OR (occurred_at, request_id, kind) < ($11, $12::uuid, $13::text))
+         ORDER BY occurred_at DESC, request_id DESC, kind DESC
+         LIMIT $14",
+        filter.feature.as_deref(),
+        filter.model.as_deref(),
+        filter.user.as_deref(),
+        filter.since,
+        filter.until,
+        filter.outcome.map(Outcome::as_str),
+        filter.request_id,
+        filter.request_id.and_then(day_of),
+        filter.kind.map(AuditKind::as_str),
+        newest_day(filter, after),
+        after.map(|cursor| cursor.occurred_at),
+        after.map(|cursor| cursor.request_id),
+        after.map(|cursor| cursor.kind.as_str()),
+        limit,
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(events)
+}
+
+/// One statement for the whole batch, one array per column.
+#[expect(clippy::too_many_lines, reason = "one statement, one line per column")]
+async fn insert(connection: &mut PgConnection, records: &[&AuditRecord]) -> Result<u64, StoreError> {
+    macro_rules! column {
+        ($record:ident => $value:expr) => {
+            &records.iter().map(|$record| $value).collect::<Vec<_>>()[..]
+        };
+    }
+    let result = sqlx::query!(
+        "INSERT INTO audit_events
+             (day, request_id, kind, occurred_at, broker, auth, instance_id, user_id, token_id, client, address,
+              route, feature, lane, model, prompt_id, prompt_version, config_revision, stream, body_bytes,
+              correlation_id, trace_id, outcome, reason, worker, attempts, queue_wait_us, first_byte_us,
+              duration_us, input_tokens, output_tokens)
+         SELECT * FROM unnest($1::date[], $2::uuid[], $3::text[], $4::timestamptz[], $5::text[], $6::text[],
+              $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[],
+              $15::text[], $16::text[], $17::text[], $18::bigint[], $19::boolean[], $20::bigint[], $21::text[],
+              $22::text[], $23::text[], $24::text[], $25::text[], $26::int[], $27::bigint[], $28::bigint[],
+              $29::bigint[], $30::bigint[], $31::bigint[])
+         ON CONFLICT DO NOTHING",
+        column!(r => day_of(r.request_id).expect("the caller has checked the id")),
+        column!(r => r.request_id),
+        column!(r => r.kind.as_str()) as &[&str],
+        column!(r => moment(r.occurred_at_us)),
+        column!(r => r.broker.as_str()) as &[&str],
+        column!(r => r.who.auth.as_str()) as &[&str],
+        column!(r => r.who.instance_id.as_deref()) as &[Option<&str>],
+        column!(r => r.who.user_id.as_deref()) as &[Option<&str>],
+        column!(r => r.who.token_id.as_deref()) as &[Option<&str>],
+        column!(r => r.who.client.as_deref()) as &[Option<&str>],
+        column!(r => r.who.address.as_deref()) as &[Option<&str>],
+        column!(r => r.what.route.as_str()) as &[&str],
+        column!(r => r.what.feature.as_ref().map(|f| f.as_str())) as &[Option<&str>],
+        column!(r => r.what.lane.map(|l| l.as_str())) as &[Option<&str>],
+        column!(r => r.what.model.as_ref().map(|m| m.as_str())) as &[Option<&str>],
+        column!(r => r.what.prompt_id.as_deref()) as &[Option<&str>],
+        column!(r => r.what.prompt_version.as_deref()) as &[Option<&str>],
+        column!(r => r.what.config_revision.cast_signed()),
+        column!(r => r.what.stream),
+        column!(r => r.what.body_bytes.cast_signed()),
+        column!(r => r.what.correlation_id.as_deref()) as &[Option<&str>],
+        column!(r => r.what.trace_id.as_deref()) as &[Option<&str>],
+        column!(r => r.end.as_ref().map(|e| e.outcome.as_str())) as &[Option<&str>],
+        column!(r => r.end.as_ref().and_then(|e| e.reason.as_deref())) as &[Option<&str>],
+        column!(r => r.end.as_ref().and_then(|e| e.worker.as_deref())) as &[Option<&str>],
+        column!(r => r.end.as_ref().map(|e| e.attempts.cast_signed())) as &[Option<i32>],
+        column!(r => r.end.as_ref().and_then(|e| e.queue_wait_us)) as &[Option<i64>],
+        column!(r => r.end.as_ref().and_then(|e| e.first_byte_us)) as &[Option<i64>],
+        column!(r => r.end.as_ref().map(|e| e.duration_us)) as &[Option<i64>],
+        column!(r => r.end.as_ref().and_then(|e| e.input_tokens)) as &[Option<i64>],
+        column!(r => r.end.as_ref().and_then(|e| e.output_tokens)) as &[Option<i64>],
+    )
+    .execute(connection)
+    .await?;
+    Ok(result.rows_affected())
+}
+
+/// A record's moment, exact in Postgres, which counts microseconds too.
+pub(super) fn moment(occurred_at_us: i64) -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(occurred_at_us) * 1000)
+        .unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_survives_its_text() {
+        let cursor = Cursor {
+            occurred_at: moment(1_790_000_000_123_456),
+            request_id: Uuid::now_v7(),
+            kind: "ended".into(),
+        };
+        assert_eq!(Cursor::parse(&cursor.to_string()), Some(cursor));
+        assert_eq!(Cursor::parse("nonsense"), None);
+    }
+
+    #[test]
+    fn a_day_comes_from_the_request_id() {
+        let id = Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, 1_767_225_599, 0));
+        assert_eq!(day_of(id), Some(time::macros::date!(2025 - 12 - 31)));
+        assert_eq!(day_of(Uuid::new_v4()), None);
+    }
+}

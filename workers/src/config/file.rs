@@ -1,0 +1,238 @@
+//! The worker file: which model servers stand beside this worker, and which
+//! models each of them serves.
+
+use std::collections::BTreeSet;
+
+use duo_contract::name::ModelName;
+use reqwest::Url;
+use secrecy::SecretString;
+use serde::Deserialize;
+
+/// Most slots of one server; far above what one server runs at once.
+const MOST_SLOTS: u32 = 4096;
+
+/// One model server.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// Its name in logs, metrics and presence.
+    pub name: String,
+    /// Base URL without a final slash; endpoint paths are appended.
+    pub url: String,
+    /// Requests it takes at once.
+    pub slots: u32,
+    /// Which program it is.
+    pub kind: ServerKind,
+    /// Key that its API asks for.
+    pub api_key: Option<SecretString>,
+    /// What it serves.
+    pub models: Vec<ServedConfig>,
+}
+
+/// One model of a server.
+#[derive(Debug, Clone)]
+pub struct ServedConfig {
+    /// The name configured in the broker.
+    pub model: ModelName,
+    /// The name sent to the server.
+    pub served_as: String,
+}
+
+/// Which program a model server is; it decides how an answer is continued and where its health is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServerKind {
+    /// vLLM, and servers that take its extensions, such as SGLang.
+    #[default]
+    Vllm,
+    /// llama.cpp's `llama-server`.
+    Llama,
+    /// Any other server with OpenAI's API.
+    Openai,
+}
+
+impl ServerKind {
+    /// The kind's name in the file, and the `model_engine` label of metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ServerKind::Vllm => "vllm",
+            ServerKind::Llama => "llama",
+            ServerKind::Openai => "openai",
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    servers: Vec<Server>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Server {
+    name: String,
+    url: String,
+    slots: u32,
+    #[serde(default)]
+    kind: ServerKind,
+    #[serde(default)]
+    api_key_env: Option<String>,
+    #[serde(default)]
+    api_key_file: Option<String>,
+    models: Vec<Served>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Served {
+    model: String,
+    #[serde(default)]
+    served_as: Option<String>,
+}
+
+/// Reads the file's text; `variable` looks up an environment variable.
+pub(super) fn parse(
+    text: &str,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<Vec<ServerConfig>, Vec<String>> {
+    let file: File = serde_saphyr::from_str(text).map_err(|error| vec![error.to_string()])?;
+    let mut problems = Vec::new();
+    if file.servers.is_empty() {
+        problems.push("servers is empty: name at least one model server".to_owned());
+    }
+    let mut names = BTreeSet::new();
+    let servers = file
+        .servers
+        .into_iter()
+        .map(|server| {
+            if !names.insert(server.name.clone()) {
+                problems.push(format!("two servers are named {:?}", server.name));
+            }
+            server.checked(&variable, &mut problems)
+        })
+        .collect();
+    if problems.is_empty() {
+        Ok(servers)
+    } else {
+        Err(problems)
+    }
+}
+
+impl Server {
+    fn checked(self, variable: impl Fn(&str) -> Option<String>, problems: &mut Vec<String>) -> ServerConfig {
+        let name = self.name;
+        let mut problem = |text: String| problems.push(format!("server {name:?}: {text}"));
+        if name.is_empty() {
+            problem("name is empty".to_owned());
+        }
+        match Url::parse(&self.url) {
+            Ok(url) if !matches!(url.scheme(), "http" | "https") => {
+                problem(format!("url {:?} must start with http:// or https://", self.url));
+            }
+            Ok(url) if !url.username().is_empty() || url.password().is_some() => {
+                problem("url may not hold a user or password: use api_key_env or api_key_file".to_owned());
+            }
+            Ok(_) => {}
+            Err(error) => problem(format!("url {:?} is not a URL: {error}", self.url)),
+        }
+        if self.slots == 0 || self.slots > MOST_SLOTS {
+            problem(format!("slots must be from 1 to {MOST_SLOTS}"));
+        }
+        if self.models.is_empty() {
+            problem("models is empty: name at least one".to_owned());
+        }
+        let api_key = match (self.api_key_env, self.api_key_file) {
+            (Some(_), Some(_)) => Err("api_key_env and api_key_file are both set: keep one".to_owned()),
+            (Some(env), None) if env.starts_with("DUO_") => {
+                Err(format!("api_key_env {env} may not start with DUO_"))
+            }
+            (Some(env), None) => match variable(&env).filter(|key| !key.is_empty()) {
+                Some(key) => Ok(Some(key)),
+                None => Err(format!("the environment variable {env} (api_key_env) is not set")),
+            },
+            (None, Some(path)) => match std::fs::read_to_string(&path) {
+                Ok(key) if !key.trim().is_empty() => Ok(Some(key.trim().to_owned())),
+                Ok(_) => Err(format!("api_key_file {path} is empty")),
+                Err(error) => Err(format!("api_key_file {path} cannot be read: {error}")),
+            },
+            (None, None) => Ok(None),
+        };
+        let api_key = api_key.unwrap_or_else(|text| {
+            problem(text);
+            None
+        });
+        let models = self.models.into_iter().filter_map(|served| {
+            let model = ModelName::parse(&served.model)
+                .map_err(|error| problem(format!("model {:?}: {error}", served.model)))
+                .ok()?;
+            let served_as = served.served_as.unwrap_or(served.model);
+            Some(ServedConfig { model, served_as })
+        });
+        let models: Vec<_> = models.collect();
+        let distinct: BTreeSet<_> = models.iter().map(|served| &served.model).collect();
+        if distinct.len() < models.len() {
+            problem("a model is named twice".to_owned());
+        }
+        ServerConfig {
+            url: self.url.trim_end_matches('/').to_owned(),
+            slots: self.slots,
+            kind: self.kind,
+            api_key: api_key.map(SecretString::from),
+            models,
+            name,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+
+    const GOOD: &str = "
+servers:
+  - name: local
+    url: http://127.0.0.1:8000/v1/
+    slots: 8
+    api_key_env: VLLM_KEY
+    models:
+      - model: mistral
+        served_as: Mistral-7B
+      - model: codegemma
+";
+
+    #[test]
+    fn a_server_is_read_with_its_defaults_and_its_key() {
+        let servers = parse(GOOD, |name| (name == "VLLM_KEY").then(|| "secret".to_owned())).expect("valid");
+        let server = &servers[0];
+        assert_eq!(server.url, "http://127.0.0.1:8000/v1");
+        assert_eq!((server.slots, server.kind), (8, ServerKind::Vllm));
+        assert_eq!(server.models[0].served_as, "Mistral-7B");
+        assert_eq!(server.models[1].served_as, "codegemma");
+        assert_eq!(server.api_key.as_ref().expect("a key").expose_secret(), "secret");
+        assert!(!format!("{server:?}").contains("secret"));
+    }
+
+    #[test]
+    fn every_mistake_is_named() {
+        let text = "
+servers:
+  - {name: a, url: 'ftp://x', slots: 0, models: []}
+  - {name: a, url: 'http://x', slots: 1, api_key_env: DUO_KEY, models: [{model: m}, {model: m}]}
+";
+        let problems = parse(text, |_| None).expect_err("refused").join("\n");
+        for part in [
+            "http:// or https://",
+            "slots must",
+            "models is empty",
+            "two servers",
+            "DUO_",
+            "twice",
+        ] {
+            assert!(problems.contains(part), "{part:?} is not in {problems}");
+        }
+        assert!(parse(&GOOD.replace("slots", "slot"), |_| None).is_err());
+    }
+}

@@ -1,0 +1,419 @@
+//! One delivery, from decode to settle.
+
+use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use duo_contract::claim::{ClaimReply, ClaimRequest, Have};
+use duo_contract::envelope::{EnvelopeError, Head, RequestEnvelope};
+use duo_contract::failure::{Failure, FailureKind};
+use duo_contract::frame::{FailedAttempt, FrameKind, Summary};
+use duo_contract::{cancel::CancelReason, subject, trace};
+use duo_process::clock;
+use futures_util::FutureExt as _;
+use tokio::time::Instant;
+use tracing::Instrument as _;
+
+use crate::claim;
+use crate::delivery::{Ack, Delivery};
+use crate::model_server::facts::Facts;
+use crate::model_server::openai::{AnswerStream, Step};
+use crate::model_server::{Answer, Call, Called, Fault, ModelServer, continuation};
+use crate::outcome::Outcome;
+use crate::reply::{Ended, Reply, ReplyError};
+use crate::running::Stop;
+use crate::slots::Slot;
+use crate::startup::Worker;
+
+/// Progress is reported this often within a lease.
+const REPORTS_PER_LEASE: u32 = 3;
+
+/// A delivery being worked.
+#[derive(Debug)]
+pub struct Job {
+    worker: Arc<Worker>,
+    server: Arc<ModelServer>,
+    delivery: Delivery,
+}
+
+impl Job {
+    /// A job that has not begun.
+    #[must_use]
+    pub fn new(worker: Arc<Worker>, server: Arc<ModelServer>, delivery: Delivery) -> Self {
+        Self {
+            worker,
+            server,
+            delivery,
+        }
+    }
+
+    /// Works the delivery and settles it.
+    pub async fn run(self) {
+        let Self {
+            worker,
+            server,
+            delivery,
+        } = self;
+        let Delivery {
+            message,
+            ack_subject,
+            ack,
+            slot,
+        } = delivery;
+        let envelope = match decode(&worker, &message) {
+            Ok(envelope) => envelope,
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, subject = %message.subject, "a request cannot be read");
+                worker.metrics.undecodable.inc();
+                return settle(&worker, &ack_subject, Outcome::Undecodable).await;
+            }
+        };
+        drop(message);
+        let RequestEnvelope { head, body } = envelope;
+        count(&worker, &head, ack);
+        let metrics = &worker.metrics;
+        let reply = Reply::new(
+            worker.nats.clone(),
+            &head.owner,
+            head.request_id,
+            metrics.frames.clone(),
+            metrics.frames_resent.clone(),
+        );
+        let span =
+            tracing::debug_span!("job.run", request_id = %head.request_id, model = head.model.as_str());
+        // Held until the delivery is settled, so that a drain waits for that too.
+        let running = worker.running.register(head.request_id, reply);
+        let attempt = Attempt {
+            worker: &worker,
+            server: &server,
+            head: &head,
+            ack,
+            reply: &running.reply,
+        };
+        let work = AssertUnwindSafe(attempt.run(&body, slot)).catch_unwind();
+        let outcome = async {
+            tokio::select! {
+                biased;
+                stop = running.stopped() => stopped(stop, &head),
+                never = keep_alive(&worker, &ack_subject, &running.reply, lease(&head)) => match never {},
+                ended = work => match ended {
+                    Ok(outcome) => outcome,
+                    Err(_) => attempt.failed(Failure::new(FailureKind::Internal, "the worker failed"), 0, None).await,
+                },
+            }
+        }
+        .instrument(span)
+        .await;
+        settle(&worker, &ack_subject, outcome).await;
+        tracing::debug!(request_id = %head.request_id, outcome = outcome.as_str(), "job ended");
+    }
+}
+
+fn decode(worker: &Worker, message: &async_nats::Message) -> Result<RequestEnvelope, EnvelopeError> {
+    let headers = message.headers.as_ref();
+    let key_id = headers
+        .and_then(|headers| headers.get(subject::KEY_ID_HEADER))
+        .map_or("", |id| id.as_str());
+    RequestEnvelope::decode(&message.payload, key_id, &worker.keys)
+}
+
+fn count(worker: &Worker, head: &Head, ack: Ack) {
+    let labels = [head.feature.as_str(), head.model.as_str(), head.lane.as_str()];
+    worker.metrics.deliveries.with_label_values(&labels).inc();
+    if ack.delivered > 1 {
+        worker.metrics.redeliveries.inc();
+    }
+}
+
+fn stopped(stop: Stop, head: &Head) -> Outcome {
+    match stop {
+        Stop::HandBack => Outcome::HandedBack(Duration::ZERO),
+        // The message may be in a successor's hands by now.
+        Stop::Cancelled(CancelReason::Replaced) => Outcome::Superseded,
+        Stop::Cancelled(reason) => {
+            tracing::debug!(request_id = %head.request_id, reason = reason.as_str(), "job cancelled");
+            Outcome::Cancelled
+        }
+    }
+}
+
+async fn settle(worker: &Worker, ack_subject: &str, outcome: Outcome) {
+    worker.metrics.ended(outcome);
+    outcome.settle(&worker.nats, ack_subject).await;
+}
+
+/// Prolongs the lease and shows the owner signs of life. It ends with the
+/// work, which a server that makes no progress ends: its silence is bounded
+/// before the first data by the deadline and after it by the idle timeout.
+async fn keep_alive(worker: &Worker, ack_subject: &str, reply: &Reply, lease: Duration) -> Infallible {
+    let period = (lease / REPORTS_PER_LEASE).max(Duration::from_millis(1));
+    let mut ticks = tokio::time::interval_at(Instant::now() + period, period);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        worker.nats.progress(ack_subject).await;
+        reply.heartbeat(period / 2).await;
+    }
+}
+
+fn lease(head: &Head) -> Duration {
+    Duration::from_millis(head.lease_ms.into())
+}
+
+/// The work between decode and settle.
+struct Attempt<'a> {
+    worker: &'a Worker,
+    server: &'a ModelServer,
+    head: &'a Head,
+    ack: Ack,
+    reply: &'a Reply,
+}
+
+impl Attempt<'_> {
+    async fn run(&self, body: &Bytes, slot: Slot) -> Outcome {
+        let fresh = self.head.publication == 1 && self.ack.delivered == 1;
+        let late = clock::unix_ms() > self.head.first_byte_by_ms;
+        let mut early = None;
+        let verdict = if fresh && !late {
+            // The owner almost always says yes, so the call need not wait for it; frames do.
+            let mut called = Box::pin(self.call(body));
+            let verdict = {
+                let mut claim = std::pin::pin!(self.claim());
+                tokio::select! {
+                    biased;
+                    verdict = &mut claim => verdict,
+                    answer = &mut called => {
+                        early = Some(answer);
+                        claim.await
+                    }
+                }
+            };
+            if let (ClaimReply::Proceed { attempt }, None) = (&verdict, &early) {
+                self.reply.open(*attempt);
+                early = Some(called.await);
+            }
+            verdict
+        } else {
+            self.claim().await
+        };
+        match verdict {
+            ClaimReply::Proceed { attempt } => {
+                self.reply.open(attempt);
+                let called = match early {
+                    Some(called) => called,
+                    None => self.call(body).await,
+                };
+                self.answer(called, slot).await
+            }
+            ClaimReply::Continue { attempt, have } => {
+                drop(early);
+                self.reply.open(attempt);
+                let called = self.call_on(body, &have).await;
+                self.answer(called, slot).await
+            }
+            ClaimReply::Busy { delay_ms } => Outcome::HandedBack(Duration::from_millis(delay_ms)),
+            ClaimReply::Gone => Outcome::Gone,
+        }
+    }
+
+    async fn claim(&self) -> ClaimReply {
+        let request = ClaimRequest {
+            request_id: self.head.request_id,
+            publication: self.head.publication,
+            stream_sequence: self.ack.stream_sequence,
+            delivery: self.ack.delivered,
+            worker: self.worker.name.clone(),
+        };
+        claim::ask(&self.worker.nats, &self.head.owner, &request, lease(self.head)).await
+    }
+
+    async fn call(&self, body: &[u8]) -> Result<Called, Failure> {
+        let engine = self.server.kind.as_str();
+        let in_flight = InFlight::new(self.worker.metrics.inferences(engine, self.head.model.as_str()));
+        let call = Call {
+            endpoint: self.head.endpoint,
+            stream: self.head.stream,
+            body: self.server.body(&self.head.model, body)?,
+            traceparent: trace::child(self.head.traceparent.as_deref()),
+            first_by: instant(self.head.first_byte_by_ms),
+            end_by: instant(self.head.end_by_ms),
+        };
+        let mut called = self.server.call(&call).await;
+        called.in_flight = Some(in_flight);
+        Ok(called)
+    }
+
+    async fn call_on(&self, body: &[u8], have: &Have) -> Result<Called, Failure> {
+        let body = continuation::continued(self.server.kind, self.head.endpoint, body, have)?;
+        self.call(&body).await
+    }
+
+    /// Sends the answer; the slot is free as soon as the model server is done.
+    async fn answer(&self, called: Result<Called, Failure>, slot: Slot) -> Outcome {
+        let called = match called {
+            Ok(called) => called,
+            Err(failure) => return self.failed(failure, 0, None).await,
+        };
+        let Called {
+            answer,
+            calls,
+            called_at,
+            first_at,
+            in_flight,
+        } = called;
+        let times = Times {
+            calls,
+            called_at,
+            first_at,
+        };
+        match answer {
+            Err(failure) => {
+                drop((in_flight, slot));
+                self.failed(failure, calls, None).await
+            }
+            Ok(Answer::Whole(body, facts)) => {
+                drop((in_flight, slot));
+                self.server.ended_well();
+                self.done(&times, &facts, body).await
+            }
+            Ok(Answer::Stream(mut stream)) => {
+                let model = self.head.model.as_str();
+                self.worker
+                    .metrics
+                    .first_token(model)
+                    .observe((first_at - called_at).as_secs_f64());
+                let ended = self.forward(&mut stream).await;
+                drop((in_flight, slot));
+                match ended {
+                    Ok(last) => {
+                        self.server.ended_well();
+                        let facts = stream.facts().clone();
+                        // The owner need not wait for the connection to be ready again.
+                        tokio::join!(self.done(&times, &facts, last), stream.recycle()).0
+                    }
+                    Err(fault) => {
+                        self.server.ended_badly(&fault);
+                        let generated = stream.facts().generated();
+                        // The model server stops when its connection closes.
+                        drop(stream);
+                        self.failed(fault.failure, calls, generated).await
+                    }
+                }
+            }
+        }
+    }
+
+    /// Hands the stream on until its last chunks, which come back.
+    async fn forward(&self, stream: &mut AnswerStream) -> Result<Bytes, Fault> {
+        loop {
+            match stream.next().await? {
+                Step::Chunks(chunks) => self
+                    .reply
+                    .chunks(chunks)
+                    .await
+                    .map_err(|error| unsendable(&error))?,
+                Step::End(last) => return Ok(last),
+            }
+        }
+    }
+
+    async fn done(&self, times: &Times, facts: &Facts, body: Bytes) -> Outcome {
+        let summary = Summary {
+            worker: self.worker.name.clone(),
+            finish_reason: facts.finish_reason.clone(),
+            input_tokens: facts.input_tokens,
+            output_tokens: facts.generated(),
+            model_first_us: micros(times.first_at - times.called_at),
+            model_total_us: micros(times.called_at.elapsed()),
+            model_calls: times.calls,
+        };
+        match self
+            .reply
+            .finish(FrameKind::Done { summary, body }, lease(self.head))
+            .await
+        {
+            Ok(ended) => settled(ended),
+            Err(error) => {
+                self.failed(unsendable(&error).failure, times.calls, facts.generated())
+                    .await
+            }
+        }
+    }
+
+    async fn failed(&self, failure: Failure, model_calls: u32, output_tokens: Option<u64>) -> Outcome {
+        tracing::info!(
+            request_id = %self.head.request_id,
+            feature = self.head.feature.as_str(),
+            model = self.head.model.as_str(),
+            server = &*self.server.name,
+            status = failure.upstream_status,
+            %failure,
+            "an attempt failed"
+        );
+        let failed = FailedAttempt {
+            worker: self.worker.name.clone(),
+            failure,
+            model_calls,
+            output_tokens,
+        };
+        let ended = self
+            .reply
+            .finish(FrameKind::Failed(failed), lease(self.head))
+            .await;
+        ended.map_or(Outcome::Unheard, settled)
+    }
+}
+
+struct Times {
+    calls: u32,
+    called_at: Instant,
+    first_at: Instant,
+}
+
+/// One request at the model server, counted until it is dropped.
+#[derive(Debug)]
+pub struct InFlight(prometheus::IntGauge);
+
+impl InFlight {
+    fn new(gauge: prometheus::IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+fn settled(ended: Ended) -> Outcome {
+    match ended {
+        Ended::Confirmed => Outcome::Answered,
+        Ended::HandBack(delay) => Outcome::HandedBack(delay),
+        Ended::Stale => Outcome::Superseded,
+        Ended::Unheard => Outcome::Unheard,
+    }
+}
+
+fn unsendable(error: &ReplyError) -> Fault {
+    let message = match error {
+        ReplyError::TooLarge => "the answer is too large for the queue",
+        ReplyError::Closed => "the queue is gone",
+    };
+    Fault {
+        failure: Failure::new(FailureKind::Internal, message),
+        most_calls: 1,
+        blame: crate::model_server::Blame::Nobody,
+    }
+}
+
+fn instant(unix_ms: u64) -> Instant {
+    Instant::now() + Duration::from_millis(unix_ms.saturating_sub(clock::unix_ms()))
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

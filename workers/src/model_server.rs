@@ -1,0 +1,317 @@
+//! A model server beside this worker: a call in, an answer out.
+//!
+//! Retries happen here and only before the first data of an answer has been
+//! handed on, so a client never sees a sentence twice.
+
+pub mod breaker;
+pub mod continuation;
+pub mod facts;
+pub mod health;
+pub mod openai;
+pub mod sse;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use duo_contract::envelope::Endpoint;
+use duo_contract::failure::{Failure, FailureKind, RetryRule};
+use duo_contract::name::ModelName;
+use duo_process::retry::RetryPolicy;
+use tokio::time::Instant;
+
+use crate::config::{CallConfig, ServerConfig, ServerKind};
+use crate::metrics::{Metrics, ServerMetrics};
+use crate::slots::SlotPool;
+use breaker::Breaker;
+use facts::Facts;
+use openai::{AnswerStream, Http};
+
+/// Pauses between two calls for one request, and most calls in all.
+const RETRY_BASE: Duration = Duration::from_millis(100);
+const RETRY_CAP: Duration = Duration::from_secs(2);
+const MOST_CALLS: u32 = 3;
+
+/// One model server.
+#[derive(Debug)]
+pub struct ModelServer {
+    /// Its name in the worker file.
+    pub name: Box<str>,
+    /// Which program it is.
+    pub kind: ServerKind,
+    /// Its slots.
+    pub slots: Arc<SlotPool>,
+    /// Whether it is well enough to be pulled for.
+    pub breaker: Breaker,
+    models: Vec<Served>,
+    http: Http,
+    metrics: ServerMetrics,
+    retry: RetryPolicy,
+}
+
+#[derive(Debug)]
+struct Served {
+    model: ModelName,
+    served_as: Box<str>,
+    /// `{"model":"…"`, which goes before the body's own members.
+    opening: Box<[u8]>,
+}
+
+/// One call of a model server.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// Which call it is.
+    pub endpoint: Endpoint,
+    /// Whether the body asks for a stream.
+    pub stream: bool,
+    /// The whole body, model name included.
+    pub body: Bytes,
+    /// Trace context of this call.
+    pub traceparent: String,
+    /// The first data has to come by then.
+    pub first_by: Instant,
+    /// The end has to come by then.
+    pub end_by: Instant,
+}
+
+/// An answer that has begun.
+#[derive(Debug)]
+pub enum Answer {
+    /// A whole body.
+    Whole(Bytes, Facts),
+    /// A stream whose first data is here.
+    Stream(Box<AnswerStream>),
+}
+
+/// What calling came to.
+#[derive(Debug)]
+pub struct Called {
+    /// The answer, or why there is none.
+    pub answer: Result<Answer, Failure>,
+    /// Calls it took.
+    pub calls: u32,
+    /// When the last of them began.
+    pub called_at: Instant,
+    /// When its first data was here.
+    pub first_at: Instant,
+    /// Counts the request as long as the answer lasts.
+    pub in_flight: Option<crate::job::InFlight>,
+}
+
+/// A failed call: what the owner is told, and what it means here.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{failure}")]
+pub struct Fault {
+    /// What the owner is told.
+    pub failure: Failure,
+    /// Calls that are worth making when they fail like this.
+    pub most_calls: u32,
+    /// What it says about the server.
+    pub blame: Blame,
+}
+
+/// What a failed call says about the model server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// The server failed.
+    Server,
+    /// It could not even be reached.
+    Unreachable,
+    /// Nothing: the request, the deadline or the load was at fault.
+    Nobody,
+}
+
+impl Fault {
+    /// A fault of the server that broke off, stalled or sent what nobody can read.
+    #[must_use]
+    pub fn server(message: &str) -> Self {
+        Self {
+            failure: Failure::new(FailureKind::ModelServerFault, message),
+            most_calls: MOST_CALLS - 1,
+            blame: Blame::Server,
+        }
+    }
+
+    /// The request's time ran out.
+    #[must_use]
+    pub fn deadline(message: &str) -> Self {
+        Self {
+            failure: Failure::new(FailureKind::DeadlineExceeded, message),
+            most_calls: 1,
+            blame: Blame::Nobody,
+        }
+    }
+}
+
+impl ModelServer {
+    /// Builds the client of one server.
+    ///
+    /// # Errors
+    /// The CA file, the URL or the key cannot be used.
+    pub fn try_new(config: ServerConfig, calls: &CallConfig, metrics: &Metrics) -> anyhow::Result<Self> {
+        let server_metrics = metrics.server(&config);
+        let models = config.models.iter().map(Served::new).collect::<Result<_, _>>()?;
+        Ok(Self {
+            slots: SlotPool::new(config.slots, server_metrics.slots_in_use.clone()),
+            breaker: Breaker::new(server_metrics.breaker_state.clone()),
+            http: Http::try_new(&config, calls)?,
+            name: config.name.into(),
+            kind: config.kind,
+            models,
+            metrics: server_metrics,
+            retry: RetryPolicy::try_new(RETRY_BASE, RETRY_CAP, MOST_CALLS)?,
+        })
+    }
+
+    /// The models it serves.
+    pub fn models(&self) -> impl Iterator<Item = &ModelName> {
+        self.models.iter().map(|served| &served.model)
+    }
+
+    /// The models with the names that the server knows them by.
+    pub fn served(&self) -> impl Iterator<Item = (&ModelName, &str)> {
+        self.models
+            .iter()
+            .map(|served| (&served.model, &*served.served_as))
+    }
+
+    /// Its client, for health and checks.
+    #[must_use]
+    pub fn http(&self) -> &Http {
+        &self.http
+    }
+
+    /// Puts the name that the server knows `model` by before the members of
+    /// `body`, which is an object without one; nothing else of it is read.
+    ///
+    /// # Errors
+    /// The server does not serve the model, or the body is no object.
+    pub fn body(&self, model: &ModelName, body: &[u8]) -> Result<Bytes, Failure> {
+        let served = self
+            .models
+            .iter()
+            .find(|served| served.model == *model)
+            .ok_or_else(|| {
+                Failure::new(
+                    FailureKind::ModelUnavailable,
+                    "this worker does not serve the model",
+                )
+            })?;
+        splice(&served.opening, body)
+            .ok_or_else(|| Failure::new(FailureKind::Internal, "the request's body is not a JSON object"))
+    }
+
+    /// Calls until an answer begins, retries are spent or time runs out.
+    pub async fn call(&self, call: &Call) -> Called {
+        let mut calls = 0;
+        loop {
+            calls += 1;
+            let called_at = Instant::now();
+            let answer = self.http.call(call).await;
+            let first_at = Instant::now();
+            let fault = match answer {
+                Ok(answer) => {
+                    self.metrics.calls_begun.inc();
+                    return Called {
+                        answer: Ok(answer),
+                        calls,
+                        called_at,
+                        first_at,
+                        in_flight: None,
+                    };
+                }
+                Err(fault) => fault,
+            };
+            self.metrics.call_failed(fault.failure.kind);
+            if fault.blame == Blame::Unreachable {
+                self.breaker.suspect();
+            }
+            if let Some(pause) = self.pause(&fault, calls, call) {
+                tokio::time::sleep(pause).await;
+                continue;
+            }
+            self.ended_badly(&fault);
+            return Called {
+                answer: Err(fault.failure),
+                calls,
+                called_at,
+                first_at,
+                in_flight: None,
+            };
+        }
+    }
+
+    /// An answer of this server came to a good end.
+    pub fn ended_well(&self) {
+        self.breaker.succeeded();
+    }
+
+    /// A call or an answer of this server failed for good.
+    pub fn ended_badly(&self, fault: &Fault) {
+        match fault.blame {
+            Blame::Server | Blame::Unreachable => self.breaker.failed(),
+            Blame::Nobody => {}
+        }
+    }
+
+    /// The pause before the next call, if there is to be one.
+    fn pause(&self, fault: &Fault, calls: u32, call: &Call) -> Option<Duration> {
+        let again = match fault.failure.kind.retry() {
+            RetryRule::Never => false,
+            RetryRule::HereThenElsewhere => calls < fault.most_calls,
+        };
+        if !again {
+            return None;
+        }
+        let by = if call.stream { call.first_by } else { call.end_by };
+        let remaining = by.saturating_duration_since(Instant::now());
+        let hint = fault.failure.retry_after_ms.map(Duration::from_millis);
+        self.retry.delay_within(calls, remaining, hint)
+    }
+}
+
+impl Served {
+    fn new(config: &crate::config::ServedConfig) -> Result<Self, serde_json::Error> {
+        let mut opening = br#"{"model":"#.to_vec();
+        serde_json::to_writer(&mut opening, &config.served_as)?;
+        Ok(Self {
+            model: config.model.clone(),
+            served_as: config.served_as.clone().into(),
+            opening: opening.into(),
+        })
+    }
+}
+
+/// `opening` without its closing brace, then the members of the object `body`.
+fn splice(opening: &[u8], body: &[u8]) -> Option<Bytes> {
+    let members = body.trim_ascii().strip_prefix(b"{")?.trim_ascii_start();
+    let mut whole = Vec::with_capacity(opening.len() + 1 + members.len());
+    whole.extend_from_slice(opening);
+    if members != b"}" {
+        whole.push(b',');
+    }
+    whole.extend_from_slice(members);
+    Some(whole.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_model_goes_before_the_bodys_own_members() {
+        let opening = br#"{"model":"M""#;
+        let spliced = |body: &[u8]| splice(opening, body);
+        assert_eq!(
+            spliced(br#"{"prompt":"x"}"#).as_deref(),
+            Some(&br#"{"model":"M","prompt":"x"}"#[..])
+        );
+        assert_eq!(
+            spliced(b" {\n \"n\":1} ").as_deref(),
+            Some(&br#"{"model":"M","n":1}"#[..])
+        );
+        assert_eq!(spliced(b"{ }").as_deref(), Some(&br#"{"model":"M"}"#[..]));
+        assert_eq!(spliced(b"[]"), None);
+        assert_eq!(spliced(b""), None);
+    }
+}

@@ -1,0 +1,217 @@
+//! What the worker has to know of an answer that it hands on as it is: is it
+//! whole, is it an error, what did it cost.
+//!
+//! `[DONE]` proves nothing: some servers send it after a failure, some never.
+//! An answer is whole when every choice seen has a `finish_reason`, and none
+//! of them is `abort`.
+
+use std::borrow::Cow;
+
+use duo_contract::envelope::Endpoint;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+
+use super::Fault;
+
+/// What is known of an answer so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// The first choice's `finish_reason`.
+    pub finish_reason: Option<String>,
+    /// Tokens of the prompt.
+    pub input_tokens: Option<u64>,
+    /// Tokens generated, by the server's count.
+    pub output_tokens: Option<u64>,
+    /// Token ids seen, which count the tokens of an answer that was cut.
+    token_ids: u64,
+    /// Whether each choice seen has ended, by its index.
+    choices: Vec<(u32, bool)>,
+}
+
+#[derive(Deserialize)]
+struct Body<'a> {
+    #[serde(borrow, default)]
+    choices: Option<Vec<Choice<'a>>>,
+    #[serde(default)]
+    usage: Option<Usage>,
+    #[serde(borrow, default)]
+    error: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    object: Option<Cow<'a, str>>,
+    #[serde(default)]
+    data: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct Choice<'a> {
+    #[serde(default)]
+    index: u32,
+    #[serde(borrow, default)]
+    finish_reason: Option<Cow<'a, str>>,
+    #[serde(default)]
+    token_ids: Option<Vec<IgnoredAny>>,
+}
+
+#[derive(Deserialize)]
+struct Usage {
+    #[serde(default)]
+    prompt_tokens: Option<u64>,
+    #[serde(default)]
+    completion_tokens: Option<u64>,
+}
+
+impl Facts {
+    /// Reads one event of a stream.
+    ///
+    /// # Errors
+    /// It is an error, an abort, or not JSON.
+    pub fn event(&mut self, event: &[u8]) -> Result<(), Fault> {
+        self.read(event).map(|_| ())
+    }
+
+    /// Reads the whole body of an answer that is no stream.
+    ///
+    /// # Errors
+    /// It is an error, an abort, cut short, or not what the endpoint answers.
+    pub fn whole(endpoint: Endpoint, body: &[u8]) -> Result<Self, Fault> {
+        let mut facts = Self::default();
+        let has_data = facts.read(body)?;
+        match endpoint {
+            Endpoint::ChatCompletions | Endpoint::Completions => facts.complete()?,
+            Endpoint::Embeddings if has_data => {}
+            Endpoint::Embeddings => {
+                return Err(Fault::server("the model server's answer holds no embeddings"));
+            }
+        }
+        Ok(facts)
+    }
+
+    /// Is the answer whole?
+    ///
+    /// # Errors
+    /// It ended before its choices did.
+    pub fn complete(&self) -> Result<(), Fault> {
+        if self.choices.is_empty() || self.choices.iter().any(|(_, ended)| !ended) {
+            return Err(Fault::server("the model server's answer broke off"));
+        }
+        Ok(())
+    }
+
+    /// Tokens generated as far as known.
+    #[must_use]
+    pub fn generated(&self) -> Option<u64> {
+        self.output_tokens
+            .or((self.token_ids > 0).then_some(self.token_ids))
+    }
+
+    fn read(&mut self, json: &[u8]) -> Result<bool, Fault> {
+        let body: Body<'_> = serde_json::from_slice(json)
+            .map_err(|_| Fault::server("the model server sent what is not an OpenAI answer"))?;
+        if body.error.is_some() || body.object.as_deref() == Some("error") {
+            return Err(Fault::server("the model server reported an error in its answer"));
+        }
+        for choice in body.choices.into_iter().flatten() {
+            self.choice(choice)?;
+        }
+        if let Some(usage) = body.usage {
+            self.input_tokens = usage.prompt_tokens.or(self.input_tokens);
+            self.output_tokens = usage.completion_tokens.or(self.output_tokens);
+        }
+        Ok(body.data.is_some())
+    }
+
+    fn choice(&mut self, choice: Choice<'_>) -> Result<(), Fault> {
+        if choice.finish_reason.as_deref() == Some("abort") {
+            return Err(Fault::server("the model server aborted its answer"));
+        }
+        let ended = choice.finish_reason.is_some();
+        self.token_ids += choice
+            .token_ids
+            .map_or(0, |ids| u64::try_from(ids.len()).unwrap_or(u64::MAX));
+        match self.choices.iter_mut().find(|(index, _)| *index == choice.index) {
+            Some((_, before)) => *before |= ended,
+            None => self.choices.push((choice.index, ended)),
+        }
+        if let Some(reason) = choice.finish_reason
+            && self.finish_reason.is_none()
+        {
+            self.finish_reason = Some(reason.into_owned());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stream(text: &str) -> Result<Facts, Fault> {
+        let mut facts = Facts::default();
+        for line in text.lines().filter(|line| !line.is_empty()) {
+            facts.event(line.as_bytes())?;
+        }
+        facts.complete()?;
+        Ok(facts)
+    }
+
+    #[test]
+    fn a_whole_stream_of_each_server_is_whole() {
+        let vllm = stream(include_str!("../../fixtures/vllm_chat_stream.jsonl")).expect("whole");
+        assert_eq!(vllm.finish_reason.as_deref(), Some("length"));
+        assert_eq!((vllm.input_tokens, vllm.output_tokens), (Some(9), Some(3)));
+        let llama = stream(include_str!("../../fixtures/llama_chat_stream.jsonl")).expect("whole");
+        assert_eq!(llama.finish_reason.as_deref(), Some("stop"));
+        let transformers = stream(include_str!("../../fixtures/keys_left_out_stream.jsonl")).expect("whole");
+        assert_eq!(transformers.output_tokens, Some(2));
+    }
+
+    #[test]
+    fn an_abort_or_an_error_in_mid_stream_is_a_fault() {
+        assert!(stream(include_str!("../../fixtures/vllm_abort.jsonl")).is_err());
+        assert!(stream(include_str!("../../fixtures/vllm_engine_died.jsonl")).is_err());
+        assert!(stream(r#"{"error":"text"}"#).is_err());
+        assert!(stream("Internal Server Error").is_err());
+    }
+
+    #[test]
+    fn an_answer_is_whole_when_every_choice_has_ended() {
+        let one = r#"{"choices":[{"index":0,"delta":{}},{"index":1,"delta":{}}]}"#;
+        let first = r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#;
+        let second = r#"{"choices":[{"index":1,"delta":{},"finish_reason":"length"}]}"#;
+        assert!(stream(&format!("{one}\n{first}")).is_err());
+        let facts = stream(&format!("{one}\n{first}\n{second}")).expect("whole");
+        assert_eq!(facts.finish_reason.as_deref(), Some("stop"));
+        assert!(stream("").is_err());
+    }
+
+    #[test]
+    fn a_cut_answer_still_counts_its_token_ids() {
+        let mut facts = Facts::default();
+        facts
+            .event(br#"{"choices":[{"index":0,"delta":{"content":"x"},"token_ids":[5,9]}]}"#)
+            .expect("good");
+        assert_eq!(facts.generated(), Some(2));
+    }
+
+    #[test]
+    fn a_whole_body_is_judged_by_its_endpoint() {
+        let chat = br#"{"choices":[{"index":0,"message":{},"finish_reason":"stop"}],"usage":{"prompt_tokens":2,"completion_tokens":1}}"#;
+        assert_eq!(
+            Facts::whole(Endpoint::ChatCompletions, chat)
+                .expect("good")
+                .output_tokens,
+            Some(1)
+        );
+        assert!(Facts::whole(Endpoint::Embeddings, chat).is_err());
+        assert!(Facts::whole(Endpoint::Embeddings, br#"{"data":[]}"#).is_ok());
+        assert!(Facts::whole(Endpoint::Completions, br#"{"choices":[]}"#).is_err());
+        assert!(
+            Facts::whole(
+                Endpoint::Completions,
+                br#"{"choices":[{"finish_reason":"abort"}]}"#
+            )
+            .is_err()
+        );
+    }
+}

@@ -1,0 +1,228 @@
+//! The HTTP client of one server with OpenAI's API.
+
+mod error;
+mod stream;
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bytes::{Bytes, BytesMut};
+use duo_contract::envelope::Endpoint;
+use http::StatusCode;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
+use reqwest::{Certificate, Client, Response, Url};
+use secrecy::ExposeSecret as _;
+use tokio::time::{Instant, timeout_at};
+
+use super::facts::Facts;
+use super::{Answer, Call, Fault};
+use crate::config::{CallConfig, ServerConfig, ServerKind};
+
+pub use stream::{AnswerStream, Step};
+
+/// A server beside this worker answers a connection at once or not at all.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// One look at a server's health.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
+/// Most bytes of an answer that is no stream.
+const MOST_BODY_BYTES: usize = 64 << 20;
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// The pooled client of one server.
+#[derive(Debug)]
+pub struct Http {
+    client: Client,
+    chat: Url,
+    completions: Url,
+    embeddings: Url,
+    models: Url,
+    health: Option<Url>,
+    authorization: Option<HeaderValue>,
+    kind: ServerKind,
+    idle_timeout: Duration,
+    first_timeout: Option<Duration>,
+}
+
+/// What a look at a server's health saw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// It takes requests.
+    Well,
+    /// It answers, but not well; why, for the log.
+    Unwell(String),
+    /// Nobody is there.
+    Refused,
+}
+
+impl Http {
+    /// Builds the client.
+    ///
+    /// # Errors
+    /// The CA file, the URL or the key cannot be used.
+    pub fn try_new(config: &ServerConfig, calls: &CallConfig) -> anyhow::Result<Self> {
+        let mut builder = Client::builder()
+            // Model servers stand beside the worker; a proxy for the internet is not for them.
+            .no_proxy()
+            .tcp_nodelay(true)
+            .connect_timeout(CONNECT_TIMEOUT)
+            // A redirect would carry prompts and key elsewhere.
+            .redirect(reqwest::redirect::Policy::none())
+            // Retries have one owner, which is not the client.
+            .retry(reqwest::retry::never())
+            .pool_max_idle_per_host(
+                usize::try_from(config.slots)
+                    .unwrap_or(usize::MAX)
+                    .saturating_add(2),
+            );
+        if let Some(path) = &calls.ca_file {
+            let pem = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let certificates = Certificate::from_pem_bundle(&pem)
+                .with_context(|| format!("{} holds no certificates in PEM form", path.display()))?;
+            builder = builder.tls_certs_merge(certificates);
+        }
+        let url = |path: &str| {
+            Url::parse(&format!("{}{path}", config.url))
+                .with_context(|| format!("server {:?}: the URL cannot be used", config.name))
+        };
+        let authorization = config.api_key.as_ref().map(|key| {
+            let mut value = HeaderValue::try_from(format!("Bearer {}", key.expose_secret()))?;
+            value.set_sensitive(true);
+            anyhow::Ok(value)
+        });
+        let root = config.url.strip_suffix("/v1").unwrap_or(&config.url);
+        Ok(Self {
+            client: builder.build().context("cannot build the HTTP client")?,
+            chat: url(Endpoint::ChatCompletions.path())?,
+            completions: url(Endpoint::Completions.path())?,
+            embeddings: url(Endpoint::Embeddings.path())?,
+            models: url("/models")?,
+            health: match config.kind {
+                ServerKind::Vllm | ServerKind::Llama => Some(Url::parse(&format!("{root}/health"))?),
+                ServerKind::Openai => None,
+            },
+            authorization: authorization
+                .transpose()
+                .with_context(|| format!("server {:?}: the key cannot be sent as a header", config.name))?,
+            kind: config.kind,
+            idle_timeout: calls.idle_timeout,
+            first_timeout: calls.first_timeout,
+        })
+    }
+
+    /// Makes one call, up to the first data of a stream or the whole body.
+    ///
+    /// # Errors
+    /// No answer, a refusal, or an answer that failed before it began.
+    pub async fn call(&self, call: &Call) -> Result<Answer, Fault> {
+        let first_by = self
+            .first_timeout
+            .map_or(call.first_by, |limit| call.first_by.min(Instant::now() + limit));
+        // The first byte that a client sees of an answer that is no stream is its last.
+        let deadline = if call.stream {
+            first_by.min(call.end_by)
+        } else {
+            call.end_by
+        };
+        let response = timeout_at(deadline, self.post(call))
+            .await
+            .map_err(|_| Fault::deadline("the model server did not begin to answer in time"))?
+            .map_err(|error| error::unanswered(&error))?;
+        if response.status() != StatusCode::OK {
+            return Err(error::refused(response, self.kind, deadline).await);
+        }
+        if !call.stream {
+            let body = timeout_at(call.end_by, whole(response))
+                .await
+                .map_err(|_| Fault::deadline("the model server did not answer in time"))??;
+            let facts = Facts::whole(call.endpoint, &body)?;
+            return Ok(Answer::Whole(body, facts));
+        }
+        let stream = AnswerStream::begin(response, self.idle_timeout, deadline, call.end_by).await?;
+        Ok(Answer::Stream(Box::new(stream)))
+    }
+
+    /// Looks at the server's health; a draining vLLM answers well here and fails its requests.
+    pub async fn health(&self) -> Health {
+        let looked = match &self.health {
+            Some(url) => match self.look(url).await {
+                // Not every server has the page; all of them list their models.
+                Health::Unwell(status) if status == StatusCode::NOT_FOUND.as_str() => {
+                    self.look(&self.models).await
+                }
+                health => health,
+            },
+            None => self.look(&self.models).await,
+        };
+        looked
+    }
+
+    /// The names that the server lists its models under.
+    ///
+    /// # Errors
+    /// No answer, or not a list.
+    pub async fn model_names(&self) -> anyhow::Result<Vec<String>> {
+        let response = self.get(&self.models).send().await?.error_for_status()?;
+        let list: serde_json::Value = serde_json::from_slice(&response.bytes().await?)?;
+        let entries = list["data"]
+            .as_array()
+            .context("the list of models has no data")?;
+        Ok(entries
+            .iter()
+            .filter_map(|entry| entry["id"].as_str().map(str::to_owned))
+            .collect())
+    }
+
+    async fn look(&self, url: &Url) -> Health {
+        match self.get(url).send().await {
+            Ok(response) if response.status().is_success() => Health::Well,
+            Ok(response) => Health::Unwell(response.status().as_str().to_owned()),
+            Err(error) if error.is_connect() => Health::Refused,
+            Err(_) => Health::Unwell("no answer".to_owned()),
+        }
+    }
+
+    fn get(&self, url: &Url) -> reqwest::RequestBuilder {
+        let request = self.client.get(url.clone()).timeout(HEALTH_TIMEOUT);
+        match &self.authorization {
+            Some(authorization) => request.header(AUTHORIZATION, authorization.clone()),
+            None => request,
+        }
+    }
+
+    async fn post(&self, call: &Call) -> reqwest::Result<Response> {
+        let url = match call.endpoint {
+            Endpoint::ChatCompletions => &self.chat,
+            Endpoint::Completions => &self.completions,
+            Endpoint::Embeddings => &self.embeddings,
+        };
+        let mut request = reqwest::Request::new(http::Method::POST, url.clone());
+        let headers = request.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Ok(traceparent) = HeaderValue::try_from(&call.traceparent) {
+            headers.insert(TRACEPARENT, traceparent);
+        }
+        if let Some(authorization) = &self.authorization {
+            headers.insert(AUTHORIZATION, authorization.clone());
+        }
+        *request.body_mut() = Some(call.body.clone().into());
+        self.client.execute(request).await
+    }
+}
+
+async fn whole(mut response: Response) -> Result<Bytes, Fault> {
+    let broke_off = |_| Fault::server("the model server's answer broke off");
+    let first = response.chunk().await.map_err(broke_off)?.unwrap_or_default();
+    let Some(second) = response.chunk().await.map_err(broke_off)? else {
+        return Ok(first);
+    };
+    let mut body = BytesMut::with_capacity(first.len() + second.len());
+    body.extend_from_slice(&first);
+    body.extend_from_slice(&second);
+    while let Some(next) = response.chunk().await.map_err(broke_off)? {
+        if body.len() + next.len() > MOST_BODY_BYTES {
+            return Err(Fault::server("the model server's answer is too long"));
+        }
+        body.extend_from_slice(&next);
+    }
+    Ok(body.freeze())
+}

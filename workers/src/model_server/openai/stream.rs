@@ -1,0 +1,170 @@
+//! A streamed answer: reads of the HTTP body to events, judged and joined.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use reqwest::Response;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::model_server::Fault;
+use crate::model_server::facts::Facts;
+use crate::model_server::sse::EventReader;
+
+/// How long the end of a finished body is waited for, so that its connection can serve again.
+const TAIL_TIMEOUT: Duration = Duration::from_millis(200);
+const DONE: &[u8] = b"[DONE]";
+
+/// A stream whose first data is here.
+#[derive(Debug)]
+pub struct AnswerStream {
+    response: Response,
+    reader: EventReader,
+    facts: Facts,
+    idle_timeout: Duration,
+    /// The next data has to come by then.
+    data_by: Instant,
+    end_by: Instant,
+    /// Read but not yet handed on.
+    ahead: Option<Result<Step, Fault>>,
+    /// No data has come yet.
+    silent: bool,
+}
+
+/// One step of a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Events, one a line.
+    Chunks(Bytes),
+    /// The last events, perhaps none, of an answer that is whole.
+    End(Bytes),
+}
+
+impl AnswerStream {
+    /// Waits for the first data, until `first_by`.
+    pub(super) async fn begin(
+        response: Response,
+        idle_timeout: Duration,
+        first_by: Instant,
+        end_by: Instant,
+    ) -> Result<Self, Fault> {
+        let mut stream = Self {
+            response,
+            reader: EventReader::default(),
+            facts: Facts::default(),
+            idle_timeout,
+            data_by: first_by,
+            end_by,
+            ahead: None,
+            silent: true,
+        };
+        let first = stream.next().await?;
+        // Nothing has been handed on: a fault right behind the first data may still be retried.
+        if let Some(Err(fault)) = stream.ahead.take() {
+            return Err(fault);
+        }
+        stream.ahead = Some(Ok(first));
+        Ok(stream)
+    }
+
+    /// The next events.
+    ///
+    /// # Errors
+    /// The answer failed; what came before it has been handed on.
+    pub async fn next(&mut self) -> Result<Step, Fault> {
+        if let Some(step) = self.ahead.take() {
+            return step;
+        }
+        let mut events = Vec::new();
+        loop {
+            let read = timeout_at(self.data_by.min(self.end_by), self.response.chunk())
+                .await
+                .map_err(|_| self.late())?
+                .map_err(|_| Fault::server("the model server's answer broke off"))?;
+            let ended = read.is_none();
+            match read {
+                Some(bytes) => self
+                    .reader
+                    .push(bytes, &mut events)
+                    .map_err(|error| Fault::server(&error.to_string()))?,
+                None => self.reader.finish(&mut events),
+            }
+            if let Some(step) = self.judge(&mut events, ended)? {
+                return Ok(step);
+            }
+        }
+    }
+
+    /// What is known of the answer.
+    #[must_use]
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// Reads a finished body to its end, so that the connection can serve again.
+    pub async fn recycle(mut self) {
+        let rest = async { while let Ok(Some(_)) = self.response.chunk().await {} };
+        // A server that keeps the body open loses the connection.
+        let _ = timeout(TAIL_TIMEOUT, rest).await;
+    }
+
+    /// Events to a step; nothing if there was no data.
+    fn judge(&mut self, events: &mut Vec<Bytes>, ended: bool) -> Result<Option<Step>, Fault> {
+        let mut good = 0;
+        let mut done = ended;
+        let mut fault = None;
+        for event in events.iter() {
+            if &event[..] == DONE {
+                done = true;
+                break;
+            }
+            if let Err(error) = self.facts.event(event) {
+                fault = Some(error);
+                break;
+            }
+            good += 1;
+        }
+        if done && fault.is_none() {
+            fault = self.facts.complete().err();
+        }
+        events.truncate(good);
+        let chunks = join(events);
+        if good > 0 {
+            self.silent = false;
+            self.data_by = Instant::now() + self.idle_timeout;
+        }
+        match fault {
+            Some(fault) if good == 0 => Err(fault),
+            Some(fault) => {
+                self.ahead = Some(Err(fault));
+                Ok(Some(Step::Chunks(chunks)))
+            }
+            None if done => Ok(Some(Step::End(chunks))),
+            None if good > 0 => Ok(Some(Step::Chunks(chunks))),
+            None => Ok(None),
+        }
+    }
+
+    fn late(&self) -> Fault {
+        if self.end_by <= self.data_by {
+            Fault::deadline("the model server did not finish its answer in time")
+        } else if self.silent {
+            Fault::deadline("the model server did not begin to answer in time")
+        } else {
+            Fault::server("the model server stalled in mid-answer")
+        }
+    }
+}
+
+fn join(events: &mut Vec<Bytes>) -> Bytes {
+    if events.len() <= 1 {
+        return events.pop().unwrap_or_default();
+    }
+    let mut joined = BytesMut::with_capacity(events.iter().map(|event| event.len() + 1).sum());
+    for event in events.drain(..) {
+        if !joined.is_empty() {
+            joined.extend_from_slice(b"\n");
+        }
+        joined.extend_from_slice(&event);
+    }
+    joined.freeze()
+}

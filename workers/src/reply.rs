@@ -1,0 +1,232 @@
+//! Numbered frames to the reply subject, kept until the owner has the last.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use duo_contract::frame::{FrameAnswer, FrameKind, ReplyFrame};
+use duo_contract::subject;
+use duo_process::nats::{Nats, RequestError};
+use duo_process::retry::RetryPolicy;
+use prometheus::IntCounter;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+/// How long the owner may take to answer a last frame.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Pauses between two tries to hand over the last frame.
+const PAUSE_BASE: Duration = Duration::from_millis(50);
+const PAUSE_CAP: Duration = Duration::from_millis(500);
+/// Most rounds of sending missing frames again.
+const MOST_ROUNDS: u32 = 16;
+
+/// Why an answer cannot be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ReplyError {
+    /// One frame is over the server's limit.
+    #[error("the frame is over the NATS server's max_payload")]
+    TooLarge,
+    /// The connection is closed for good.
+    #[error("the connection to NATS is closed")]
+    Closed,
+}
+
+/// What became of the last frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The owner has everything.
+    Confirmed,
+    /// The owner wants another attempt.
+    HandBack(Duration),
+    /// A later attempt has taken over.
+    Stale,
+    /// The owner was not heard for a lease.
+    Unheard,
+}
+
+/// The frames of one delivery's answer.
+#[derive(Debug)]
+pub struct Reply {
+    nats: Nats,
+    subject: async_nats::Subject,
+    kept: Mutex<Kept>,
+    sent: IntCounter,
+    resent: IntCounter,
+}
+
+#[derive(Debug)]
+struct Kept {
+    /// The fencing token; without one no frame may leave.
+    attempt: Option<u32>,
+    frames: Vec<Bytes>,
+    last_sent: Instant,
+    ended: bool,
+}
+
+impl Reply {
+    /// A reply that waits for its attempt.
+    #[must_use]
+    pub fn new(nats: Nats, owner: &str, request: Uuid, sent: IntCounter, resent: IntCounter) -> Self {
+        Self {
+            nats,
+            subject: subject::reply(owner, request).into(),
+            kept: Mutex::new(Kept {
+                attempt: None,
+                frames: Vec::new(),
+                last_sent: Instant::now(),
+                ended: false,
+            }),
+            sent,
+            resent,
+        }
+    }
+
+    /// The owner let attempt `attempt` proceed: frames may leave.
+    pub fn open(&self, attempt: u32) {
+        self.kept().attempt = Some(attempt);
+    }
+
+    /// Sends chunks.
+    ///
+    /// # Errors
+    /// They are over the server's limit, or the connection is closed for good.
+    pub async fn chunks(&self, chunks: Bytes) -> Result<(), ReplyError> {
+        match self.keep(FrameKind::Chunk(chunks), false) {
+            Some(frame) => self.publish(frame).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Says that the model server is at work, if nothing else did for `silence`.
+    pub async fn heartbeat(&self, silence: Duration) {
+        let frame = {
+            let mut kept = self.kept();
+            let Some(attempt) = kept.attempt else { return };
+            if kept.ended || kept.last_sent.elapsed() < silence {
+                return;
+            }
+            kept.last_sent = Instant::now();
+            let number = u32::try_from(kept.frames.len()).unwrap_or(u32::MAX);
+            ReplyFrame {
+                attempt,
+                number,
+                kind: FrameKind::Heartbeat,
+            }
+            .encode()
+        };
+        // A lost heartbeat does no harm, the next one follows.
+        let _ = self.publish(frame).await;
+    }
+
+    /// Sends frames again that did not arrive.
+    pub async fn resend(&self, attempt: u32, from: u32, until: u32) {
+        let frames = {
+            let kept = self.kept();
+            if kept.attempt != Some(attempt) {
+                return;
+            }
+            let index = |number: u32| {
+                usize::try_from(number)
+                    .unwrap_or(usize::MAX)
+                    .min(kept.frames.len())
+            };
+            let (from, until) = (index(from), index(until));
+            kept.frames
+                .get(from..until.max(from))
+                .unwrap_or_default()
+                .to_vec()
+        };
+        for frame in frames {
+            self.resent.inc();
+            if self.publish(frame).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Sends the last frame as a request until the owner has everything, for
+    /// `lease` at most.
+    ///
+    /// # Errors
+    /// The frame is over the server's limit, or the connection is closed for good.
+    pub async fn finish(&self, last: FrameKind, lease: Duration) -> Result<Ended, ReplyError> {
+        let policy = RetryPolicy::try_new(PAUSE_BASE, PAUSE_CAP, u32::MAX).expect("valid constants");
+        let give_up = Instant::now() + lease;
+        let Some(frame) = self.keep(last, true) else {
+            return Ok(Ended::Unheard);
+        };
+        let attempt = self.kept().attempt.unwrap_or_default();
+        self.sent.inc();
+        let (mut rounds, mut silences) = (0, 0);
+        loop {
+            let answer = self
+                .nats
+                .request(self.subject.clone(), frame.clone(), ANSWER_TIMEOUT)
+                .await;
+            match answer.map(|message| FrameAnswer::decode(&message.payload)) {
+                Ok(Ok(FrameAnswer::Confirmed)) => return Ok(Ended::Confirmed),
+                Ok(Ok(FrameAnswer::HandBack { delay_ms })) => {
+                    return Ok(Ended::HandBack(Duration::from_millis(delay_ms)));
+                }
+                Ok(Ok(FrameAnswer::Stale)) => return Ok(Ended::Stale),
+                Ok(Ok(FrameAnswer::Missing { from, until })) if rounds < MOST_ROUNDS => {
+                    rounds += 1;
+                    self.resend(attempt, from, until).await;
+                    continue;
+                }
+                Ok(Ok(FrameAnswer::Missing { .. })) => return Ok(Ended::Unheard),
+                Ok(Err(error)) => {
+                    tracing::error!(%error, "the owner's answer to a last frame does not parse")
+                }
+                Err(RequestError::TooLarge) => {
+                    // Not sent: the number is free for the failure that follows.
+                    self.take_back();
+                    return Err(ReplyError::TooLarge);
+                }
+                Err(RequestError::Closed) => return Err(ReplyError::Closed),
+                Err(error) => tracing::debug!(%error, "a last frame has no answer yet"),
+            }
+            silences += 1;
+            let left = give_up.saturating_duration_since(Instant::now());
+            match policy.delay_within(silences, left, None) {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => return Ok(Ended::Unheard),
+            }
+        }
+    }
+
+    fn keep(&self, kind: FrameKind, last: bool) -> Option<Bytes> {
+        let mut kept = self.kept();
+        let attempt = kept.attempt?;
+        let number = u32::try_from(kept.frames.len()).unwrap_or(u32::MAX);
+        let frame = ReplyFrame {
+            attempt,
+            number,
+            kind,
+        }
+        .encode();
+        kept.frames.push(frame.clone());
+        kept.last_sent = Instant::now();
+        kept.ended = last;
+        Some(frame)
+    }
+
+    fn take_back(&self) {
+        let mut kept = self.kept();
+        kept.frames.pop();
+        kept.ended = false;
+    }
+
+    async fn publish(&self, frame: Bytes) -> Result<(), ReplyError> {
+        self.sent.inc();
+        let published = self.nats.client().publish(self.subject.clone(), frame).await;
+        published.map_err(|error| match error.kind() {
+            async_nats::client::PublishErrorKind::MaxPayloadExceeded => ReplyError::TooLarge,
+            _ => ReplyError::Closed,
+        })
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
