@@ -6,6 +6,7 @@
 pub mod bench;
 pub mod demo;
 pub mod gitlab;
+pub mod harness;
 pub mod server;
 pub mod sim;
 pub mod table;

@@ -1,0 +1,118 @@
+"""Uses OpenAI's Python client against a running broker, as its users do; fails loudly where it is not content."""
+
+import json
+import os
+import urllib.request
+
+import openai
+from openai import OpenAI
+
+URL = os.environ["DUO_URL"] + "/v1"
+SIM = os.environ["SIM_URL"]
+client = OpenAI(base_url=URL, api_key=os.environ["DUO_CLIENT_TOKEN"], max_retries=0, timeout=15)
+QUESTION = [{"role": "user", "content": "hello"}]
+TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": "look_up", "parameters": {"type": "object", "properties": {"query": {"type": "string"}}}},
+    }
+]
+
+
+def at_the_model_server():
+    """The body of the last request that reached the model server."""
+    with urllib.request.urlopen(SIM + "/control/last") as answer:
+        return json.load(answer)
+
+
+def expect(error, call):
+    try:
+        call()
+    except error as raised:
+        assert raised.body and raised.message, raised
+        return raised
+    raise AssertionError(f"expected {error.__name__}")
+
+
+def chat():
+    whole = client.chat.completions.create(model="mistral", messages=QUESTION, max_tokens=9)
+    text = whole.choices[0].message.content
+    assert text and whole.choices[0].finish_reason == "length", whole
+    assert whole.usage.completion_tokens == 9, whole.usage
+
+    stream = client.chat.completions.create(
+        model="mistral", messages=QUESTION, max_tokens=9, stream=True, stream_options={"include_usage": True}
+    )
+    said, usage, ids = "", None, set()
+    for chunk in stream:
+        ids.add(chunk.id)
+        said += "".join(choice.delta.content or "" for choice in chunk.choices)
+        usage = chunk.usage or usage
+    assert said == text, (said, text)
+    assert usage.completion_tokens == 9 and len(ids) == 1, (usage, ids)
+
+    two = client.chat.completions.create(model="mistral", messages=QUESTION, max_tokens=4, n=2)
+    assert [choice.index for choice in two.choices] == [0, 1], two
+
+
+def completions():
+    whole = client.completions.create(model="mistral", prompt="once upon", max_tokens=7)
+    stream = client.completions.create(model="mistral", prompt="once upon", max_tokens=7, stream=True)
+    said = "".join(choice.text for chunk in stream for choice in chunk.choices)
+    assert said and said == whole.choices[0].text, (said, whole)
+
+
+def tools_and_unknown_fields():
+    question = [{"role": "user", "content": "please use-tool"}]
+    whole = client.chat.completions.create(
+        model="mistral", messages=question, tools=TOOLS, tool_choice="auto", extra_body={"unheard_of": {"a": [1, None]}}
+    )
+    call = whole.choices[0].message.tool_calls[0]
+    assert call.function.name == "look_up" and json.loads(call.function.arguments)["query"], call
+    assert whole.choices[0].finish_reason == "tool_calls"
+    arrived = at_the_model_server()
+    assert arrived["tools"] == TOOLS and arrived["unheard_of"] == {"a": [1, None]}, arrived
+
+    arguments = ""
+    for chunk in client.chat.completions.create(model="mistral", messages=question, tools=TOOLS, stream=True):
+        for choice in chunk.choices:
+            for part in choice.delta.tool_calls or []:
+                arguments += part.function.arguments or ""
+    assert arguments == call.function.arguments, arguments
+
+
+def models():
+    names = sorted(model.id for model in client.models.list())
+    assert names == ["codegemma", "mistral"], names
+    assert client.models.retrieve("mistral").id == "mistral"
+
+
+def errors():
+    ask = client.chat.completions.create
+    stranger = client.with_options(api_key="duo_nobody")
+    error = expect(
+        openai.AuthenticationError, lambda: stranger.chat.completions.create(model="mistral", messages=QUESTION)
+    )
+    assert error.code == "invalid_api_key", error.body
+    error = expect(openai.NotFoundError, lambda: ask(model="nothing", messages=QUESTION))
+    assert error.code == "model_not_found", error.body
+    error = expect(openai.BadRequestError, lambda: ask(model="mistral", messages="hello"))
+    assert error.param == "messages", error.body
+    error = expect(openai.BadRequestError, lambda: ask(model="mistral", messages=QUESTION, temperature=-1))
+    assert error.type, error.body
+    set_sim({"fail_rate": 1.0, "fail_status": 429, "retry_after": 60})
+    error = expect(openai.RateLimitError, lambda: ask(model="mistral", messages=QUESTION))
+    assert error.type == "rate_limit_exceeded", error.body
+    set_sim({"fail_rate": 0.0, "fail_status": 500, "retry_after": None})
+
+
+def set_sim(change):
+    request = urllib.request.Request(
+        SIM + "/control", json.dumps(change).encode(), {"content-type": "application/json"}, method="PATCH"
+    )
+    urllib.request.urlopen(request).read()
+
+
+for check in (chat, completions, tools_and_unknown_fields, models, errors):
+    check()
+    print(f"{check.__name__}: fine")

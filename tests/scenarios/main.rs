@@ -1,0 +1,19 @@
+//! The real programs together: every scenario starts its own broker, worker, queue, database and neighbours, and ends
+//! by asserting that nothing is left over.
+
+mod auth;
+mod bad_input;
+mod canary;
+mod cancel;
+mod config;
+mod death;
+mod nats_restart;
+mod neighbours;
+mod openai_python;
+mod overload;
+mod path;
+mod postgres_away;
+mod real_llama;
+mod shutdown;
+mod streams;
+mod worker_death;

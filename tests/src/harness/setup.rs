@@ -1,0 +1,299 @@
+//! Builds a [`Cluster`]: what runs, with which settings, in which order.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use serde_json::{Value, json};
+
+use super::client::client;
+use super::cluster::Cluster;
+use super::nats::Nats;
+use super::postgres::Postgres;
+use super::program::{Program, built, free_port, run};
+use super::wait::PATIENCE;
+use crate::gitlab::Gitlab;
+use crate::sim::{Settings, Sim};
+
+/// What a cluster is to be like.
+#[derive(Debug, Clone)]
+pub struct Builder {
+    sim: Settings,
+    slots: usize,
+    workers: usize,
+    own_postgres: bool,
+    broker_env: Vec<(String, String)>,
+    worker_env: Vec<(String, String)>,
+    config: Value,
+    model_url: Option<String>,
+    model_kind: &'static str,
+    served_as: String,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self {
+            sim: Settings::default(),
+            slots: 8,
+            workers: 1,
+            own_postgres: false,
+            broker_env: Vec::new(),
+            worker_env: Vec::new(),
+            config: config(),
+            model_url: None,
+            model_kind: "vllm",
+            served_as: "sim".to_owned(),
+        }
+    }
+}
+
+/// The configuration that every cluster starts with, issuers left out: CodeGemma completes, Mistral does the rest.
+fn config() -> Value {
+    let mistral = json!({"model": "mistral", "acknowledge": "system tests"});
+    json!({
+        "models": [
+            {"name": "mistral", "family": "mistral_7b", "context_tokens": 8192, "max_output_tokens": 4096},
+            {"name": "codegemma", "family": "codegemma_7b", "context_tokens": 8192, "max_output_tokens": 2048},
+        ],
+        "features": {
+            "code_completion": {"model": "codegemma"},
+            "code_generation": {"model": "mistral"},
+            "duo_chat": mistral,
+            "git_suggestions": mistral,
+            "test_generation": mistral,
+            "code_explanation": mistral,
+            "generate_commit_message": mistral,
+            "merge_request_summary": mistral,
+            "root_cause_analysis": "inactive",
+        },
+    })
+}
+
+impl Builder {
+    /// With a simulated model server like this.
+    pub fn sim(mut self, settings: Settings) -> Self {
+        self.sim = settings;
+        self
+    }
+
+    /// With so many requests served at once by each worker.
+    pub fn slots(mut self, slots: usize) -> Self {
+        self.slots = slots;
+        self
+    }
+
+    /// With so many workers.
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.workers = workers;
+        self
+    }
+
+    /// With this lease, such as `1s`.
+    pub fn lease(self, span: &str) -> Self {
+        self.broker_env("DUO_LEASE", span)
+    }
+
+    /// With one more variable for the broker.
+    pub fn broker_env(mut self, name: &str, value: &str) -> Self {
+        self.broker_env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// With one more variable for the workers.
+    pub fn worker_env(mut self, name: &str, value: &str) -> Self {
+        self.worker_env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// With a PostgreSQL server of its own, which can be stopped.
+    pub fn own_postgres(mut self) -> Self {
+        self.own_postgres = true;
+        self
+    }
+
+    /// With another configuration.
+    pub fn configure(mut self, change: impl FnOnce(&mut Value)) -> Self {
+        change(&mut self.config);
+        self
+    }
+
+    /// With a real model server in the simulated one's place.
+    pub fn model_server(mut self, url: &str, kind: &'static str, served_as: &str) -> Self {
+        self.model_url = Some(url.to_owned());
+        self.model_kind = kind;
+        served_as.clone_into(&mut self.served_as);
+        self
+    }
+
+    /// Starts everything and waits until it is ready.
+    ///
+    /// # Panics
+    /// Something does not start.
+    pub async fn start(mut self) -> Cluster {
+        // Looked for first: without them nothing else is worth starting.
+        let (broker_path, worker_path) = (built("duo-broker"), built("duo-worker"));
+        let folder = tempfile::Builder::new()
+            .prefix("duo-test-")
+            .tempdir()
+            .expect("a folder");
+        let (nats, (postgres, database), sim, gitlab) = tokio::join!(
+            Nats::start(folder.path()),
+            Box::pin(storage(self.own_postgres)),
+            Sim::start(self.sim.clone()),
+            Gitlab::start(),
+        );
+        let (sim, gitlab) = (sim.expect("a simulated server"), gitlab.expect("a stand-in"));
+        self.config["issuers"] = json!([{"url": gitlab.url(), "audience": "gitlab-ai-gateway"}]);
+        let keys = folder.path().join("seal-keys");
+        write_keys(&keys);
+        let shared = vec![
+            ("DUO_NATS_URL".to_owned(), nats.url()),
+            ("DUO_SEAL_KEYS_FILE".to_owned(), keys.display().to_string()),
+            ("DUO_LOG".to_owned(), "info,duo=debug".to_owned()),
+        ];
+        let (api, operations) = (local(), local());
+        let mut broker_env = shared.clone();
+        broker_env.extend([
+            ("DUO_DATABASE_URL".to_owned(), database.url().to_owned()),
+            ("DUO_BROKER_NAME".to_owned(), "b1".to_owned()),
+            ("DUO_LISTEN".to_owned(), api.clone()),
+            ("DUO_ADMIN_LISTEN".to_owned(), operations.clone()),
+        ]);
+        broker_env.extend(self.broker_env.clone());
+        let cli = Cli {
+            path: broker_path,
+            env: broker_env,
+        };
+        cli.succeed(&["migrate"]).await;
+        let file = folder.path().join("config.yaml");
+        write_config(&file, &self.config);
+        cli.succeed(&["config", "apply", path_text(&file)]).await;
+        let client_token = cli.token("system-client", "client", &[]).await;
+        let auditor_token = cli.token("system-auditor", "auditor", &[]).await;
+
+        let broker = Program::start("broker", &cli.path, &["serve"], cli.env.clone(), folder.path());
+        let model_url = self
+            .model_url
+            .clone()
+            .unwrap_or_else(|| format!("{}/v1", sim.url()));
+        let worker_file = folder.path().join("worker.yaml");
+        self.write_worker_file(&worker_file, &model_url);
+        let mut workers = Vec::new();
+        for number in 1..=self.workers {
+            let name = format!("w{number}");
+            let operations = local();
+            let mut env = shared.clone();
+            env.extend([
+                ("DUO_WORKER_NAME".to_owned(), name.clone()),
+                ("DUO_WORKER_FILE".to_owned(), worker_file.display().to_string()),
+                ("DUO_ADMIN_LISTEN".to_owned(), operations.clone()),
+            ]);
+            env.extend(self.worker_env.clone());
+            let program = Program::start(
+                &format!("worker-{name}"),
+                &worker_path,
+                &["run"],
+                env,
+                folder.path(),
+            );
+            workers.push((program, operations));
+        }
+        let mut cluster = Cluster {
+            sim,
+            gitlab,
+            nats,
+            postgres,
+            database,
+            config: self.config,
+            client_token,
+            auditor_token,
+            http: client(),
+            api,
+            operations,
+            broker,
+            workers,
+            cli,
+            folder: Some(folder),
+        };
+        cluster.ready(PATIENCE).await;
+        cluster
+    }
+
+    fn write_worker_file(&self, path: &Path, url: &str) {
+        let served = |model: &str| json!({"model": model, "served_as": self.served_as});
+        let file = json!({"servers": [{
+            "name": "local",
+            "url": url,
+            "slots": self.slots,
+            "kind": self.model_kind,
+            "models": [served("mistral"), served("codegemma")],
+        }]});
+        write_config(path, &file);
+    }
+}
+
+/// The broker's program as a command-line tool.
+#[derive(Debug)]
+pub struct Cli {
+    pub(super) path: PathBuf,
+    pub(super) env: Vec<(String, String)>,
+}
+
+impl Cli {
+    /// Runs a subcommand: did it succeed, standard output, standard error.
+    pub async fn run(&self, arguments: &[&str]) -> (bool, String, String) {
+        let (status, out, err) = run(&self.path, arguments, &self.env).await;
+        (status.success(), out, err)
+    }
+
+    /// Runs a subcommand that has to succeed, and gives its standard output.
+    ///
+    /// # Panics
+    /// It fails.
+    pub async fn succeed(&self, arguments: &[&str]) -> String {
+        let (fine, out, err) = self.run(arguments).await;
+        assert!(fine, "duo-broker {}: {out}{err}", arguments.join(" "));
+        out
+    }
+
+    /// Makes an API token and gives its secret.
+    ///
+    /// # Panics
+    /// It is refused.
+    pub async fn token(&self, name: &str, role: &str, more: &[&str]) -> String {
+        let mut arguments = vec!["token", "create", "--name", name, "--role", role];
+        arguments.extend(more);
+        let secret = self.succeed(&arguments).await;
+        secret.trim().to_owned()
+    }
+}
+
+/// Writes a file of settings: JSON is YAML too.
+pub(super) fn write_config(path: &Path, config: &Value) {
+    fs::write(path, format!("{config:#}\n")).expect("our folder");
+}
+
+pub(super) fn path_text(path: &Path) -> &str {
+    path.to_str().expect("a path of plain characters")
+}
+
+async fn storage(own: bool) -> (Option<Postgres>, super::postgres::Database) {
+    if own {
+        let server = Postgres::start().await;
+        let database = server.database().await;
+        return (Some(server), database);
+    }
+    (None, Postgres::shared_database().await)
+}
+
+fn local() -> String {
+    format!("127.0.0.1:{}", free_port())
+}
+
+fn write_keys(path: &Path) {
+    let key: [u8; 32] = rand::random();
+    let key = base64::engine::general_purpose::STANDARD.encode(key);
+    fs::write(path, format!("key-1:{key}\n")).expect("our folder");
+    let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    fs::set_permissions(path, private).expect("our file");
+}
