@@ -1,5 +1,7 @@
 //! Configuration, tokens and audit records against a real PostgreSQL and a real nats-server.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 #[path = "store/servers.rs"]
 mod servers;
 
