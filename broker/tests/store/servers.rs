@@ -153,6 +153,7 @@ fn start_nats() -> String {
         .spawn()
         .expect("nats-server is on the PATH, or DUO_TEST_NATS_SERVER names it");
     let pid = server.id();
+    std::mem::forget(server);
     stop_with_us(&format!("kill {pid}"), &folder);
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
