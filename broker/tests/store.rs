@@ -1,5 +1,7 @@
 //! Configuration, tokens and audit records against a real PostgreSQL and a real nats-server.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 #[path = "store/servers.rs"]
 mod servers;
 
@@ -679,6 +681,7 @@ async fn pages_do_not_shift_when_events_are_added() {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one line per filter and what it finds")]
 async fn a_search_finds_what_all_its_filters_name() {
     let database = Database::create().await;
     let store = &database.store;

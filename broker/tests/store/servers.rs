@@ -16,22 +16,22 @@ use secrecy::SecretString;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
 
 /// A database of one test's own, migrated.
-pub struct Database {
-    pub store: Store,
+pub(crate) struct Database {
+    pub(crate) store: Store,
     /// For looking at what the store has no function for.
-    pub pool: PgPool,
-    pub url: String,
-    pub name: String,
+    pub(crate) pool: PgPool,
+    pub(crate) url: String,
+    pub(crate) name: String,
 }
 
 impl Database {
-    pub async fn create() -> Database {
+    pub(crate) async fn create() -> Database {
         let database = Database::empty().await;
         database.store.migrate().await.unwrap();
         database
     }
 
-    pub async fn empty() -> Database {
+    pub(crate) async fn empty() -> Database {
         static NUMBER: AtomicU32 = AtomicU32::new(1);
         let name = format!("test_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         admin(&format!("CREATE DATABASE {name}")).await;
@@ -46,7 +46,7 @@ impl Database {
         }
     }
 
-    pub async fn count(&self, sql: &str) -> i64 {
+    pub(crate) async fn count(&self, sql: &str) -> i64 {
         sqlx::query_scalar(AssertSqlSafe(sql))
             .fetch_one(&self.pool)
             .await
@@ -54,7 +54,7 @@ impl Database {
     }
 
     /// Runs the program itself.
-    pub fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_duo-broker"));
         command
             .env_clear()
@@ -65,7 +65,7 @@ impl Database {
 }
 
 /// Runs a statement in the database of the server itself.
-pub async fn admin(sql: &str) {
+pub(crate) async fn admin(sql: &str) {
     let mut connection = PgConnection::connect(&url("postgres")).await.unwrap();
     sqlx::query(AssertSqlSafe(sql))
         .execute(&mut connection)
@@ -127,7 +127,7 @@ fn postgres_user() -> String {
 }
 
 /// A connection to this binary's nats-server, whose streams all tests of the binary share.
-pub async fn nats() -> Nats {
+pub(crate) async fn nats() -> Nats {
     static URL: OnceLock<String> = OnceLock::new();
     let url = URL.get_or_init(start_nats).clone();
     let config = NatsConfig {
@@ -153,6 +153,7 @@ fn start_nats() -> String {
         .spawn()
         .expect("nats-server is on the PATH, or DUO_TEST_NATS_SERVER names it");
     let pid = server.id();
+    std::mem::forget(server);
     stop_with_us(&format!("kill {pid}"), &folder);
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
