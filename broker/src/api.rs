@@ -19,7 +19,7 @@ use axum::extract::Request;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{MethodRouter, get, post};
-use http::StatusCode;
+use http::Uri;
 use tower::ServiceBuilder;
 
 mod access;
@@ -39,22 +39,13 @@ mod stream;
 mod suggestion;
 mod version;
 
-use error::{ApiError, Shape};
+use error::{ApiError, Refused, Shape};
 pub use state::{ApiState, AuditLog, Authenticator, Readiness};
 
 /// The whole API as one router. `audit_events` serves paths below `/audit/`,
 /// for callers with the auditor role only.
 pub fn router(state: Arc<ApiState>, audit_events: Option<Router>) -> Router {
-    let audit = audit_events
-        .unwrap_or_default()
-        .layer(from_fn(access::auditors_only));
-    let routes = Router::new()
-        .merge(inference(&state))
-        .merge(open())
-        .with_state(Arc::clone(&state))
-        .merge(audit)
-        .fallback(unknown_path)
-        .method_not_allowed_fallback(unknown_method);
+    let routes = routes(&state, audit_events);
     Router::new().fallback_service(
         ServiceBuilder::new()
             .layer(from_fn(edge::mark))
@@ -63,6 +54,20 @@ pub fn router(state: Arc<ApiState>, audit_events: Option<Router>) -> Router {
             .layer(from_fn(edge::absorb))
             .service(routes),
     )
+}
+
+/// What known callers may reach.
+fn routes(state: &Arc<ApiState>, audit_events: Option<Router>) -> Router {
+    let audit = audit_events
+        .unwrap_or_default()
+        .layer(from_fn(access::auditors_only));
+    Router::new()
+        .merge(inference(state))
+        .merge(open())
+        .with_state(Arc::clone(state))
+        .merge(audit)
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(unknown_method)
 }
 
 /// Endpoints that ask a model: each request has an audit record.
@@ -96,8 +101,9 @@ fn only_get(route: MethodRouter<Arc<ApiState>>) -> MethodRouter<Arc<ApiState>> {
 
 /// 404, or 307 where only a slash at the end is too much.
 async fn unknown_path(request: Request) -> Response {
-    without_slash(&request)
-        .unwrap_or_else(|| ApiError::NotFound("Not Found".into()).respond(Shape::of_path(request.uri().path())))
+    without_slash(request.uri()).unwrap_or_else(|| {
+        ApiError::NotFound("Not Found".into()).respond(Shape::of_path(request.uri().path()))
+    })
 }
 
 async fn unknown_method(request: Request) -> Response {
@@ -105,24 +111,33 @@ async fn unknown_method(request: Request) -> Response {
 }
 
 /// A redirect to the path without its last slash, when it has one.
-fn without_slash(request: &Request) -> Option<Response> {
-    let path = request.uri().path();
+fn without_slash(uri: &Uri) -> Option<Response> {
+    let path = uri.path();
     // A path that starts with two slashes would read as another host.
-    let target = path.strip_suffix('/').filter(|path| !path.is_empty() && !path.starts_with("//"))?;
-    let target = match request.uri().query() {
+    let target = path
+        .strip_suffix('/')
+        .filter(|path| !path.is_empty() && !path.starts_with("//"))?;
+    let target = match uri.query() {
         Some(query) => format!("{target}?{query}"),
         None => target.to_owned(),
     };
     let mut response = Redirect::temporary(&target).into_response();
-    *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+    response.extensions_mut().insert(Refused("redirected".into()));
     Some(response)
 }
 
 impl Shape {
     /// The shape of errors that come before an endpoint has its say.
     fn of_path(path: &str) -> Self {
-        let openai = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models"];
-        let model = path.strip_prefix("/v1/models/").is_some_and(|id| id != "definitions");
+        let openai = [
+            "/v1/chat/completions",
+            "/v1/completions",
+            "/v1/embeddings",
+            "/v1/models",
+        ];
+        let model = path
+            .strip_prefix("/v1/models/")
+            .is_some_and(|id| id != "definitions");
         if openai.contains(&path) || model {
             return Self::OpenAi;
         }

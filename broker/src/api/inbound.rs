@@ -8,7 +8,7 @@ use axum::extract::{FromRequest, Request};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use duo_contract::name::FeatureName;
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, StatusCode, Uri, header};
 use http_body::Body as HttpBody;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
@@ -33,6 +33,7 @@ pub(super) struct Inbound {
     pub(super) caller: Caller,
     pub(super) record: OpenRecord,
     pub(super) headers: HeaderMap,
+    pub(super) uri: Uri,
     /// Behind a lock only so that a handler may lend itself across an await.
     body: Mutex<Body>,
 }
@@ -51,6 +52,7 @@ impl FromRequest<Arc<ApiState>> for Inbound {
             caller,
             record,
             headers: parts.headers,
+            uri: parts.uri,
             body: Mutex::new(body),
         })
     }
@@ -68,7 +70,11 @@ impl Inbound {
             Grant::GitLab { .. } => scopes.iter().any(|scope| self.caller.has_scope(scope)),
             Grant::ApiToken { .. } => self.caller.may_use(feature),
         };
-        if allowed { Ok(()) } else { Err(ApiError::Forbidden(refusal.into())) }
+        if allowed {
+            Ok(())
+        } else {
+            Err(ApiError::Forbidden(refusal.into()))
+        }
     }
 
     /// The first gate, before the body is read where the path tells the feature.
@@ -79,8 +85,14 @@ impl Inbound {
 
     /// The body of a GitLab endpoint, which insists on JSON by name.
     pub(super) async fn json(&mut self) -> Result<Bytes, ApiError> {
-        let named = self.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let essence = named.and_then(|value| value.split(';').next()).unwrap_or_default().trim();
+        let named = self
+            .headers
+            .get(header::CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok());
+        let essence = named
+            .and_then(|value| value.split(';').next())
+            .unwrap_or_default()
+            .trim();
         if !is_json(essence) {
             return Err(ApiError::NotJson);
         }
@@ -119,7 +131,10 @@ impl Inbound {
         stream: bool,
     ) -> Result<RoutedRequest, ApiError> {
         self.record.note(Some(feature), None, stream);
-        let routed = self.api.exchange.route(&self.caller, &self.record, feature, choice)?;
+        let routed = self
+            .api
+            .exchange
+            .route(&self.caller, &self.record, feature, choice)?;
         self.record.note(Some(feature), Some(&routed.model.name), stream);
         Ok(routed)
     }

@@ -34,7 +34,7 @@ impl std::fmt::Debug for ApiState {
 }
 
 /// Signatures of parts that are written elsewhere.
-pub mod placeholder {
+pub(super) mod placeholder {
     use std::net::IpAddr;
 
     use http::HeaderMap;
