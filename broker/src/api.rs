@@ -1,7 +1,7 @@
 //! The HTTP surface: every endpoint's shapes to and from ours.
 //!
 //! A handler reads *parse, route, render, send, respond*. Statuses are in
-//! [`error`], wire formats of streams in [`stream`]; rules about who may do
+//! `error`, wire formats of streams in `stream`; rules about who may do
 //! what with which model are not here but in [`crate::exchange`].
 //!
 //! A request passes, from the outside in:
