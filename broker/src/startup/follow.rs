@@ -16,6 +16,7 @@ use futures_util::StreamExt as _;
 use crate::config::QueueConfig;
 use crate::identity::IdentitySink;
 use crate::metrics::Metrics;
+use crate::prompt::Prompts;
 use crate::routing::RoutingSink;
 use crate::topology;
 
@@ -33,6 +34,8 @@ pub(super) struct Followed {
     pub(super) queue: QueueConfig,
     /// Takes configurations.
     pub(super) routing: RoutingSink,
+    /// Takes prompt templates.
+    pub(super) prompts: Prompts,
     /// Takes identities.
     pub(super) identities: IdentitySink,
     /// Counters.
@@ -135,9 +138,13 @@ async fn take_config(followed: &Followed, served: &mut Served, configured: &mut 
     if revision <= served.config && configured.is_none() {
         return;
     }
+    followed.prompts.apply(&snapshot.prompts);
     followed.routing.store(snapshot);
     served.config = revision;
-    followed.metrics.config_revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
+    followed
+        .metrics
+        .config_revision
+        .set(i64::try_from(revision).unwrap_or(i64::MAX));
     tracing::info!(revision, "serving the configuration");
     if let Some(latch) = configured.take() {
         latch.release();
