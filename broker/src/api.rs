@@ -96,8 +96,9 @@ fn only_get(route: MethodRouter<Arc<ApiState>>) -> MethodRouter<Arc<ApiState>> {
 
 /// 404, or 307 where only a slash at the end is too much.
 async fn unknown_path(request: Request) -> Response {
-    without_slash(&request)
-        .unwrap_or_else(|| ApiError::NotFound("Not Found".into()).respond(Shape::of_path(request.uri().path())))
+    without_slash(&request).unwrap_or_else(|| {
+        ApiError::NotFound("Not Found".into()).respond(Shape::of_path(request.uri().path()))
+    })
 }
 
 async fn unknown_method(request: Request) -> Response {
@@ -108,7 +109,9 @@ async fn unknown_method(request: Request) -> Response {
 fn without_slash(request: &Request) -> Option<Response> {
     let path = request.uri().path();
     // A path that starts with two slashes would read as another host.
-    let target = path.strip_suffix('/').filter(|path| !path.is_empty() && !path.starts_with("//"))?;
+    let target = path
+        .strip_suffix('/')
+        .filter(|path| !path.is_empty() && !path.starts_with("//"))?;
     let target = match request.uri().query() {
         Some(query) => format!("{target}?{query}"),
         None => target.to_owned(),
@@ -121,8 +124,15 @@ fn without_slash(request: &Request) -> Option<Response> {
 impl Shape {
     /// The shape of errors that come before an endpoint has its say.
     fn of_path(path: &str) -> Self {
-        let openai = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models"];
-        let model = path.strip_prefix("/v1/models/").is_some_and(|id| id != "definitions");
+        let openai = [
+            "/v1/chat/completions",
+            "/v1/completions",
+            "/v1/embeddings",
+            "/v1/models",
+        ];
+        let model = path
+            .strip_prefix("/v1/models/")
+            .is_some_and(|id| id != "definitions");
         if openai.contains(&path) || model {
             return Self::OpenAi;
         }

@@ -83,7 +83,9 @@ pub(crate) async fn run() -> ExitCode {
 
 async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Serve { check_config } => duo_broker::startup::serve(Env::from_process(), check_config).await,
+        Command::Serve { check_config } => {
+            duo_broker::startup::serve(Env::from_process(), check_config).await
+        }
         Command::Migrate => migrate().await,
         Command::Config(command) => config::run(command).await,
         Command::Token(command) => token::run(command).await,
@@ -98,7 +100,10 @@ async fn migrate() -> anyhow::Result<ExitCode> {
         output::line("nothing to do: all migrations are applied")?;
     }
     for migration in applied {
-        output::line(&format!("applied {:04} {}", migration.version, migration.description))?;
+        output::line(&format!(
+            "applied {:04} {}",
+            migration.version, migration.description
+        ))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -118,7 +123,8 @@ fn optional_store() -> anyhow::Result<Option<Store>> {
     let url = env.secret("DUO_DATABASE_URL");
     env.finish_part()?;
     let Some(url) = url else { return Ok(None) };
-    let store = Store::connect(&url, PoolConfig::default()).map_err(|error| ConfigProblem(output::chain(&error)))?;
+    let store =
+        Store::connect(&url, PoolConfig::default()).map_err(|error| ConfigProblem(output::chain(&error)))?;
     Ok(Some(store))
 }
 
@@ -129,6 +135,11 @@ fn actor(given: Option<String>) -> String {
         value.into_string().ok().filter(|value| !value.is_empty())
     };
     given
-        .or_else(|| Some(format!("cli:{}", variable("SUDO_USER").or_else(|| variable("USER"))?)))
+        .or_else(|| {
+            Some(format!(
+                "cli:{}",
+                variable("SUDO_USER").or_else(|| variable("USER"))?
+            ))
+        })
         .unwrap_or_else(|| "cli".to_owned())
 }

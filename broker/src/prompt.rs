@@ -159,7 +159,11 @@ impl Prompts {
     /// [`PromptError::Unknown`].
     pub fn room(&self, id: &str, model: &Model) -> Result<usize, PromptError> {
         let template = self.template(id, model)?;
-        Ok(budget::room(model, template.max_tokens(model), template.own_bytes()))
+        Ok(budget::room(
+            model,
+            template.max_tokens(model),
+            template.own_bytes(),
+        ))
     }
 
     /// Renders one call of a model server.
@@ -171,12 +175,13 @@ impl Prompts {
         if let Some(name) = template.missing_input(&call.inputs) {
             return Err(PromptError::MissingInput(name.to_owned()));
         }
-        let content = template
-            .render(&call.inputs, call.messages)
-            .map_err(|source| PromptError::Template {
-                id: call.id.to_owned(),
-                source,
-            })?;
+        let content =
+            template
+                .render(&call.inputs, call.messages)
+                .map_err(|source| PromptError::Template {
+                    id: call.id.to_owned(),
+                    source,
+                })?;
         if content.bytes() > budget::most_bytes(call.model) {
             return Err(PromptError::TooLong {
                 window: call.model.context_tokens,

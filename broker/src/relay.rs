@@ -108,7 +108,11 @@ impl Relay {
     async fn step(&mut self) -> Result<(), RelayError> {
         let revision = self.store.revision().await?;
         let known = self.relayed == Some(revision);
-        if known && self.looked.is_some_and(|looked| looked.elapsed() < BUCKET_INTERVAL) {
+        if known
+            && self
+                .looked
+                .is_some_and(|looked| looked.elapsed() < BUCKET_INTERVAL)
+        {
             return Ok(());
         }
         if !known || !self.are_full(revision).await? {
@@ -132,7 +136,11 @@ impl Relay {
         Ok(true)
     }
 
-    async fn put_both(&self, config: &ConfigSnapshot, identities: &IdentitySnapshot) -> Result<(), RelayError> {
+    async fn put_both(
+        &self,
+        config: &ConfigSnapshot,
+        identities: &IdentitySnapshot,
+    ) -> Result<(), RelayError> {
         // Identities first: a token is of no use before its feature, and a revoked one should go at once.
         put(self, IDENTITY_BUCKET, identities.revision, json(identities)).await?;
         put(self, CONFIG_BUCKET, config.revision, json(config)).await

@@ -127,13 +127,19 @@ pub async fn run(
     spawn_dispatch(&dispatch).await?;
 
     let background = Shutdown::new();
-    background.spawn("relay", relay::run(store.clone(), nats.clone(), background.clone()));
+    background.spawn(
+        "relay",
+        relay::run(store.clone(), nats.clone(), background.clone()),
+    );
     background.spawn("audit writer", {
         let gauges = writer::WriterMetrics::register(&registry);
         writer::run(store.clone(), nats.clone(), gauges, background.clone())
     });
     background.spawn("fleet", fleet::watch(nats.clone(), fleet, background.clone()));
-    background.spawn("depths", watch::depths(dispatch.clone(), routing.clone(), background.clone()));
+    background.spawn(
+        "depths",
+        watch::depths(dispatch.clone(), routing.clone(), background.clone()),
+    );
     let client = http_client(config.gitlab_ca_file.as_deref())?;
     let authenticator = Authenticator::new(identities, AuthConfig::default(), client, &registry);
     background.spawn("signing keys", authenticator.clone().run(background.clone()));
@@ -145,7 +151,10 @@ pub async fn run(
         identities: identity_sink,
         metrics: metrics.clone(),
     };
-    background.spawn("configuration", follow::snapshots(followed, configured, background.clone()));
+    background.spawn(
+        "configuration",
+        follow::snapshots(followed, configured, background.clone()),
+    );
 
     let state = ApiState {
         exchange: Exchange::new(routing, admission, audit.clone(), dispatch.clone()),
@@ -174,7 +183,10 @@ pub async fn run(
 
 fn read_keys(path: &std::path::Path) -> anyhow::Result<SealKeys> {
     let text = std::fs::read_to_string(path).with_context(|| {
-        format!("the seal keys {} cannot be read; DUO_SEAL_KEYS_FILE names the file", path.display())
+        format!(
+            "the seal keys {} cannot be read; DUO_SEAL_KEYS_FILE names the file",
+            path.display()
+        )
     })?;
     Ok(SealKeys::parse(&text)?)
 }
@@ -190,7 +202,13 @@ async fn connect(config: &Config, shutdown: &Shutdown) -> anyhow::Result<Nats> {
         };
         match attempt.await {
             Ok(nats) => return Ok(nats),
-            Err(error) if error.downcast_ref::<topology::TopologyError>().is_some_and(is_final) => return Err(error),
+            Err(error)
+                if error
+                    .downcast_ref::<topology::TopologyError>()
+                    .is_some_and(is_final) =>
+            {
+                return Err(error);
+            }
             Err(error) if tokio::time::Instant::now() >= give_up => return Err(error),
             Err(error) => tracing::warn!(error = format!("{error:#}"), "NATS is not ready; trying again"),
         }
@@ -219,10 +237,17 @@ async fn spawn_dispatch(dispatch: &Dispatch) -> anyhow::Result<()> {
 }
 
 fn http_client(ca_file: Option<&std::path::Path>) -> anyhow::Result<reqwest::Client> {
-    let mut builder = reqwest::Client::builder().no_proxy().tcp_nodelay(true).redirect(reqwest::redirect::Policy::limited(3));
+    let mut builder = reqwest::Client::builder()
+        .no_proxy()
+        .tcp_nodelay(true)
+        .redirect(reqwest::redirect::Policy::limited(3));
     if let Some(path) = ca_file {
-        let pem = std::fs::read(path)
-            .with_context(|| format!("the CA file {} cannot be read (DUO_GITLAB_CA_FILE)", path.display()))?;
+        let pem = std::fs::read(path).with_context(|| {
+            format!(
+                "the CA file {} cannot be read (DUO_GITLAB_CA_FILE)",
+                path.display()
+            )
+        })?;
         for certificate in reqwest::Certificate::from_pem_bundle(&pem)? {
             builder = builder.add_root_certificate(certificate);
         }

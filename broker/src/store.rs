@@ -166,7 +166,12 @@ impl Store {
     /// # Errors
     /// Postgres is away, a migration fails, or an applied one differs from this program's.
     pub async fn migrate(&self) -> Result<Vec<MigrationStatus>, StoreError> {
-        let missing = self.migrations().await?.into_iter().filter(|m| !m.applied).collect();
+        let missing = self
+            .migrations()
+            .await?
+            .into_iter()
+            .filter(|m| !m.applied)
+            .collect();
         MIGRATIONS.run(&self.pool).await.map_err(|error| match error {
             sqlx::migrate::MigrateError::Execute(error) => error.into(),
             other => StoreError::Migrate(other),

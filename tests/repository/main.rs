@@ -8,7 +8,10 @@ use std::process::Command;
 use serde_json::Value;
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the root").to_path_buf()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("tests/ lies in the root")
+        .to_path_buf()
 }
 
 /// Direct dependencies that a package is built with, by package name.
@@ -18,7 +21,11 @@ fn dependencies() -> HashMap<String, HashSet<String>> {
         .current_dir(root())
         .output()
         .expect("cargo runs");
-    assert!(cargo.status.success(), "{}", String::from_utf8_lossy(&cargo.stderr));
+    assert!(
+        cargo.status.success(),
+        "{}",
+        String::from_utf8_lossy(&cargo.stderr)
+    );
     let metadata: Value = serde_json::from_slice(&cargo.stdout).expect("metadata is JSON");
     let text = |value: &Value| value.as_str().expect("a name").to_owned();
     let packages = metadata["packages"].as_array().expect("packages");
@@ -27,7 +34,10 @@ fn dependencies() -> HashMap<String, HashSet<String>> {
         .map(|package| {
             let all = package["dependencies"].as_array().expect("dependencies");
             let normal = all.iter().filter(|dependency| dependency["kind"].is_null());
-            (text(&package["name"]), normal.map(|dependency| text(&dependency["name"])).collect())
+            (
+                text(&package["name"]),
+                normal.map(|dependency| text(&dependency["name"])).collect(),
+            )
         })
         .collect()
 }
@@ -35,7 +45,15 @@ fn dependencies() -> HashMap<String, HashSet<String>> {
 #[test]
 fn the_contract_has_no_runtime_and_no_network() {
     let contract = &dependencies()["duo-contract"];
-    for banned in ["tokio", "async-nats", "axum", "reqwest", "http", "sqlx", "futures-util"] {
+    for banned in [
+        "tokio",
+        "async-nats",
+        "axum",
+        "reqwest",
+        "http",
+        "sqlx",
+        "futures-util",
+    ] {
         assert!(!contract.contains(banned), "duo-contract depends on {banned}");
     }
 }
@@ -51,15 +69,29 @@ fn workers_know_no_database_and_no_broker() {
 #[test]
 fn there_is_one_tls_backend() {
     let tree = Command::new(env!("CARGO"))
-        .args(["tree", "--offline", "--workspace", "--edges", "normal", "--prefix", "none"])
+        .args([
+            "tree",
+            "--offline",
+            "--workspace",
+            "--edges",
+            "normal",
+            "--prefix",
+            "none",
+        ])
         .current_dir(root())
         .output()
         .expect("cargo runs");
     let tree = String::from_utf8_lossy(&tree.stdout);
     for banned in ["ring v", "openssl v", "native-tls v"] {
-        assert!(!tree.lines().any(|line| line.starts_with(banned)), "a second TLS backend: {banned}");
+        assert!(
+            !tree.lines().any(|line| line.starts_with(banned)),
+            "a second TLS backend: {banned}"
+        );
     }
-    assert!(tree.lines().any(|line| line.starts_with("aws-lc-rs v")), "the one TLS backend is gone");
+    assert!(
+        tree.lines().any(|line| line.starts_with("aws-lc-rs v")),
+        "the one TLS backend is gone"
+    );
 }
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
@@ -76,7 +108,12 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
 /// Source lines of the programs that hold `needle` outside the files named.
 fn elsewhere(needle: &str, home: &[&str]) -> Vec<String> {
     let mut files = Vec::new();
-    for folder in ["broker/src", "broker/contract/src", "broker/process/src", "workers/src"] {
+    for folder in [
+        "broker/src",
+        "broker/contract/src",
+        "broker/process/src",
+        "workers/src",
+    ] {
         sources(&root().join(folder), &mut files);
     }
     let is_home = |path: &Path| home.iter().any(|home| path.starts_with(root().join(home)));
@@ -84,7 +121,9 @@ fn elsewhere(needle: &str, home: &[&str]) -> Vec<String> {
     for path in files.iter().filter(|path| !is_home(path)) {
         let text = std::fs::read_to_string(path).expect("the file reads");
         hits.extend(
-            text.lines().filter(|line| line.contains(needle)).map(|line| format!("{}: {line}", path.display())),
+            text.lines()
+                .filter(|line| line.contains(needle))
+                .map(|line| format!("{}: {line}", path.display())),
         );
     }
     hits
@@ -92,8 +131,14 @@ fn elsewhere(needle: &str, home: &[&str]) -> Vec<String> {
 
 #[test]
 fn subjects_sql_and_backoff_have_one_home() {
-    assert_eq!(elsewhere("format!(\"duo.", &["broker/contract/src/subject.rs"]), [""; 0]);
-    assert_eq!(elsewhere("sqlx::query", &["broker/src/store", "broker/src/store.rs"]), [""; 0]);
+    assert_eq!(
+        elsewhere("format!(\"duo.", &["broker/contract/src/subject.rs"]),
+        [""; 0]
+    );
+    assert_eq!(
+        elsewhere("sqlx::query", &["broker/src/store", "broker/src/store.rs"]),
+        [""; 0]
+    );
     assert_eq!(elsewhere("backoff::", &["broker/process/src/retry.rs"]), [""; 0]);
     assert_eq!(elsewhere("unbounded_channel", &[]), [""; 0]);
 }

@@ -65,9 +65,17 @@ async fn assert_refused(cluster: &Cluster, what: &str, answer: &Answer, status: 
     };
     assert!(said, "{what}: {answer}");
     assert!(!answer.text().contains(SECRET), "{what}: {answer}");
-    assert_eq!(cluster.sim.stats().requests.chat + cluster.sim.stats().requests.completions, 0, "{what}");
+    assert_eq!(
+        cluster.sim.stats().requests.chat + cluster.sim.stats().requests.completions,
+        0,
+        "{what}"
+    );
     assert_eq!(cluster.messages("DUO_LIVE").await, Ok(0), "{what}");
-    assert_eq!(cluster.metric("duo_requests_admitted_total").await, Ok(0.0), "{what}");
+    assert_eq!(
+        cluster.metric("duo_requests_admitted_total").await,
+        Ok(0.0),
+        "{what}"
+    );
 }
 
 fn assert_openai(what: &str, answer: &Answer, code: &str) {
@@ -103,14 +111,39 @@ async fn what_is_no_json_is_told_so() {
 async fn a_wrong_field_is_named() {
     let cluster = Cluster::start().await;
     let text = |length: usize| Some(Value::from("a".repeat(length)));
-    let items = |count: usize| Some(json!(vec![json!({"type": "file", "name": "n", "content": "c"}); count]));
+    let items = |count: usize| {
+        Some(json!(vec![
+            json!({"type": "file", "name": "n", "content": "c"});
+            count
+        ]))
+    };
     let cells = [
         (COMPLETIONS, "/current_file", None, "current_file"),
         (COMPLETIONS, "/current_file", Some(json!("file")), "current_file"),
-        (COMPLETIONS, "/current_file/file_name", None, "current_file.file_name"),
-        (COMPLETIONS, "/current_file/file_name", text(256), "current_file.file_name"),
-        (COMPLETIONS, "/current_file/content_above_cursor", text(100_001), "current_file.content_above_cursor"),
-        (COMPLETIONS, "/current_file/content_below_cursor", None, "current_file.content_below_cursor"),
+        (
+            COMPLETIONS,
+            "/current_file/file_name",
+            None,
+            "current_file.file_name",
+        ),
+        (
+            COMPLETIONS,
+            "/current_file/file_name",
+            text(256),
+            "current_file.file_name",
+        ),
+        (
+            COMPLETIONS,
+            "/current_file/content_above_cursor",
+            text(100_001),
+            "current_file.content_above_cursor",
+        ),
+        (
+            COMPLETIONS,
+            "/current_file/content_below_cursor",
+            None,
+            "current_file.content_below_cursor",
+        ),
         (COMPLETIONS, "/prompt_version", Some(json!(9)), "prompt_version"),
         (COMPLETIONS, "/prompt_version", Some(json!("2")), "prompt_version"),
         (COMPLETIONS, "/stream", Some(json!("yes")), "stream"),
@@ -118,8 +151,18 @@ async fn a_wrong_field_is_named() {
         (V3, "/prompt_components", None, "prompt_components"),
         (V3, "/prompt_components", Some(json!([])), "prompt_components"),
         (V4, "/prompt_components/0/type", Some(json!("poem")), "type"),
-        (V4, "/prompt_components/0/payload/file_name", text(256), "file_name"),
-        (V4, "/prompt_components/0/payload/content_above_cursor", Some(json!(7)), "content_above_cursor"),
+        (
+            V4,
+            "/prompt_components/0/payload/file_name",
+            text(256),
+            "file_name",
+        ),
+        (
+            V4,
+            "/prompt_components/0/payload/content_above_cursor",
+            Some(json!(7)),
+            "content_above_cursor",
+        ),
         (AGENT, "/messages", None, "messages"),
         (AGENT, "/messages", Some(json!([])), "messages"),
         (AGENT, "/messages/0/role", Some(json!("robot")), "role"),
@@ -136,7 +179,13 @@ async fn a_wrong_field_is_named() {
     let mut scratchpad = agent("x");
     scratchpad["messages"][0]["agent_scratchpad"] = json!([]);
     let answer = ask(&cluster, AGENT, &scratchpad).await;
-    assert_refused(&cluster, "a scratchpad of a user", &answer, StatusCode::BAD_REQUEST).await;
+    assert_refused(
+        &cluster,
+        "a scratchpad of a user",
+        &answer,
+        StatusCode::BAD_REQUEST,
+    )
+    .await;
 
     let cells = [
         (OPENAI_CHAT, "/model", None, "model"),
@@ -188,18 +237,26 @@ async fn what_is_unknown_is_not_found_and_what_is_inactive_is_forbidden() {
         assert_refused(&cluster, path, &answer, StatusCode::NOT_FOUND).await;
         assert_openai(path, &answer, "model_not_found");
     }
-    let wide = ["openai_chat", "code_completion", "root_cause_analysis"].map(|name| ["--feature", name]).concat();
-    let token = cluster.cli.token("wide", "client", &wide).await;
+    let wide = "openai_chat,code_completion,root_cause_analysis";
+    let token = cluster.cli.token("wide", "client", &["--features", wide]).await;
     let ask_as = |feature: &str, model: &str| {
         let mut body = good(OPENAI_CHAT);
         body["model"] = model.into();
         let call = cluster.call(Method::POST, OPENAI_CHAT).token(&token);
         call.header("x-duo-feature", feature).json(&body).send()
     };
-    duo_system_tests::harness::until("the token is known", std::time::Duration::from_secs(5), async || {
-        let answer = cluster.call(Method::GET, "/v1/models").token(&token).send().await;
-        if answer.status == StatusCode::OK { Ok(()) } else { Err(answer.to_string()) }
-    })
+    duo_system_tests::harness::until(
+        "the token is known",
+        std::time::Duration::from_secs(5),
+        async || {
+            let answer = cluster.call(Method::GET, "/v1/models").token(&token).send().await;
+            if answer.status == StatusCode::OK {
+                Ok(())
+            } else {
+                Err(answer.to_string())
+            }
+        },
+    )
     .await;
     for (feature, model, status) in [
         ("no_such_feature", "mistral", StatusCode::NOT_FOUND),
@@ -215,7 +272,11 @@ async fn what_is_unknown_is_not_found_and_what_is_inactive_is_forbidden() {
         (Method::GET, COMPLETIONS, StatusCode::METHOD_NOT_ALLOWED),
         (Method::POST, "/v9/nothing", StatusCode::NOT_FOUND),
     ] {
-        let answer = cluster.call(method, path).headers(cluster.rails_headers("alice")).send().await;
+        let answer = cluster
+            .call(method, path)
+            .headers(cluster.rails_headers("alice"))
+            .send()
+            .await;
         assert_eq!(answer.status, status, "{answer}");
         assert!(answer.json()["detail"].is_string());
     }
@@ -231,11 +292,20 @@ async fn a_prompt_beyond_the_models_window_is_told_so_where_nothing_may_be_left_
         assert_refused(&cluster, path, &answer, StatusCode::BAD_REQUEST).await;
         assert_openai(path, &answer, "context_length_exceeded");
     }
-    let answer = ask(&cluster, PROMPT, &with(PROMPT, "/inputs/diff", Some(long.as_str().into()))).await;
+    let answer = ask(
+        &cluster,
+        PROMPT,
+        &with(PROMPT, "/inputs/diff", Some(long.as_str().into())),
+    )
+    .await;
     assert_refused(&cluster, PROMPT, &answer, StatusCode::UNPROCESSABLE_ENTITY).await;
     // Code around the cursor is cut to what fits.
     let above = "x = 1\n".repeat(100_000 / 6);
-    let body = with(COMPLETIONS, "/current_file/content_above_cursor", Some(above.into()));
+    let body = with(
+        COMPLETIONS,
+        "/current_file/content_above_cursor",
+        Some(above.into()),
+    );
     let answer = ask(&cluster, COMPLETIONS, &body).await.good();
     assert_eq!(answer.json()["choices"][0]["text"], cluster.expected(16));
     cluster.assert_clean().await;
@@ -245,7 +315,11 @@ async fn a_prompt_beyond_the_models_window_is_told_so_where_nothing_may_be_left_
 async fn unknown_fields_and_hints_of_models_change_nothing_for_gitlab() {
     let cluster = Cluster::start().await;
     for path in GITLAB {
-        for metadata in [json!({"name": "gpt", "identifier": "", "endpoint": "http://127.0.0.1:1/v1"}), json!("odd"), json!(7)] {
+        for metadata in [
+            json!({"name": "gpt", "identifier": "", "endpoint": "http://127.0.0.1:1/v1"}),
+            json!("odd"),
+            json!(7),
+        ] {
             let mut body = good(path);
             body["model_metadata"] = metadata;
             body["unheard_of"] = json!({"a": [1]});
@@ -253,12 +327,31 @@ async fn unknown_fields_and_hints_of_models_change_nothing_for_gitlab() {
             assert!(cluster.last_body().get("unheard_of").is_none());
         }
     }
-    let limits = with(COMPLETIONS, "/current_file/file_name", Some("f".repeat(255).into()));
+    let limits = with(
+        COMPLETIONS,
+        "/current_file/file_name",
+        Some("f".repeat(255).into()),
+    );
     ask(&cluster, COMPLETIONS, &limits).await.good();
     let above = Some(Value::from("a".repeat(100_000)));
-    ask(&cluster, COMPLETIONS, &with(COMPLETIONS, "/current_file/content_above_cursor", above)).await.good();
+    ask(
+        &cluster,
+        COMPLETIONS,
+        &with(COMPLETIONS, "/current_file/content_above_cursor", above),
+    )
+    .await
+    .good();
     let items = json!(vec![json!({"type": "file", "name": "n", "content": "c"}); 100]);
-    ask(&cluster, COMPLETIONS, &with(COMPLETIONS, "/context", Some(items))).await.good();
-    send(&cluster, COMPLETIONS, " application/json", good(COMPLETIONS).to_string()).await.good();
+    ask(&cluster, COMPLETIONS, &with(COMPLETIONS, "/context", Some(items)))
+        .await
+        .good();
+    send(
+        &cluster,
+        COMPLETIONS,
+        " application/json",
+        good(COMPLETIONS).to_string(),
+    )
+    .await
+    .good();
     cluster.assert_clean().await;
 }

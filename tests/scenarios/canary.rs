@@ -9,7 +9,10 @@ use serde_json::json;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_served_prompt_is_in_no_file_no_log_and_no_metric() {
     const CANARY: &str = "CANARY7f3a91b2c4";
-    let cluster = Cluster::builder().own_postgres().broker_env("DUO_LOG", "debug").worker_env("DUO_LOG", "debug");
+    let cluster = Cluster::builder()
+        .own_postgres()
+        .broker_env("DUO_LOG", "debug")
+        .worker_env("DUO_LOG", "debug");
     let cluster = cluster.slots(16).start().await;
     let one = async |number: usize| {
         let text = format!("{CANARY} number {number} {CANARY}");
@@ -38,7 +41,10 @@ async fn a_served_prompt_is_in_no_file_no_log_and_no_metric() {
     assert_eq!(cluster.sim.stats().finished, 200);
     cluster.assert_clean().await;
 
-    sqlx::query("CHECKPOINT").execute(cluster.database.pool()).await.expect("written to disk");
+    sqlx::query("CHECKPOINT")
+        .execute(cluster.database.pool())
+        .await
+        .expect("written to disk");
     let metrics = cluster.metrics().await.expect("metrics");
     assert!(!metrics.contains(CANARY), "{metrics}");
     let worker = cluster.worker_metrics(0).await.expect("metrics");

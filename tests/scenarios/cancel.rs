@@ -12,15 +12,24 @@ async fn assert_cancelled(cluster: &Cluster, id: &str) {
 }
 
 fn slow() -> Settings {
-    Settings { tokens: 1000, pace_ms: 50, ..Settings::default() }
+    Settings {
+        tokens: 1000,
+        pace_ms: 50,
+        ..Settings::default()
+    }
 }
 
 #[tokio::test]
 async fn a_client_that_leaves_while_queued_never_reaches_the_model() {
     let cluster = Cluster::builder().sim(slow()).slots(1).start().await;
-    let mut first = cluster.openai("/v1/chat/completions", &chat("first", 1000, true)).open().await;
+    let mut first = cluster
+        .openai("/v1/chat/completions", &chat("first", 1000, true))
+        .open()
+        .await;
     assert!(first.next().await);
-    let call = cluster.openai("/v1/chat/completions", &chat("second", 10, true)).header("x-request-id", "queued");
+    let call = cluster
+        .openai("/v1/chat/completions", &chat("second", 10, true))
+        .header("x-request-id", "queued");
     let second = tokio::spawn(call.try_open());
     cluster.queued(2).await;
     second.abort();
@@ -34,11 +43,16 @@ async fn a_client_that_leaves_while_queued_never_reaches_the_model() {
 
 #[tokio::test]
 async fn a_client_that_leaves_during_a_silent_prefill_stops_it() {
-    let sim = Settings { ttft_ms: 60_000, ..Settings::default() };
+    let sim = Settings {
+        ttft_ms: 60_000,
+        ..Settings::default()
+    };
     let cluster = Cluster::builder().sim(sim).slots(1).start().await;
     for stream in [true, false] {
         let id = format!("prefill-{stream}");
-        let call = cluster.openai("/v1/chat/completions", &chat("hello", 10, stream)).header("x-request-id", &id);
+        let call = cluster
+            .openai("/v1/chat/completions", &chat("hello", 10, stream))
+            .header("x-request-id", &id);
         let asked = tokio::spawn(call.try_open());
         cluster.sim_shows(|stats| stats.running == 1).await;
         asked.abort();
@@ -56,16 +70,24 @@ async fn a_client_that_leaves_in_mid_stream_stops_the_generation_and_frees_its_s
     let mut stream = call.header("x-request-id", "openai").open().await;
     stream.until(|text| text.matches("data: ").count() > 3).await;
     drop(stream);
-    cluster.sim_shows(|stats| stats.aborted == 1 && stats.running == 0).await;
+    cluster
+        .sim_shows(|stats| stats.aborted == 1 && stats.running == 0)
+        .await;
 
     let call = cluster.rails("/v2/code/completions", "alice", &completion("x = ", true));
     let mut stream = call.header("x-request-id", "rails").open().await;
     assert!(stream.next().await);
     drop(stream);
-    cluster.sim_shows(|stats| stats.aborted == 2 && stats.running == 0).await;
+    cluster
+        .sim_shows(|stats| stats.aborted == 2 && stats.running == 0)
+        .await;
 
     cluster.sim.set(|sim| (sim.tokens, sim.pace_ms) = (3, 0));
-    cluster.openai("/v1/chat/completions", &chat("next", 3, false)).send().await.good();
+    cluster
+        .openai("/v1/chat/completions", &chat("next", 3, false))
+        .send()
+        .await
+        .good();
     assert_cancelled(&cluster, "openai").await;
     assert_cancelled(&cluster, "rails").await;
     cluster.assert_clean().await;
@@ -74,11 +96,15 @@ async fn a_client_that_leaves_in_mid_stream_stops_the_generation_and_frees_its_s
 #[tokio::test]
 async fn a_client_that_leaves_before_a_whole_answer_stops_the_generation() {
     let cluster = Cluster::builder().sim(slow()).slots(1).start().await;
-    let call = cluster.openai("/v1/chat/completions", &chat("hello", 1000, false)).header("x-request-id", "whole");
+    let call = cluster
+        .openai("/v1/chat/completions", &chat("hello", 1000, false))
+        .header("x-request-id", "whole");
     let asked = tokio::spawn(call.try_open());
     cluster.sim_shows(|stats| stats.running == 1).await;
     asked.abort();
-    cluster.sim_shows(|stats| stats.aborted == 1 && stats.running == 0).await;
+    cluster
+        .sim_shows(|stats| stats.aborted == 1 && stats.running == 0)
+        .await;
     assert_cancelled(&cluster, "whole").await;
     cluster.assert_clean().await;
 }
@@ -86,9 +112,14 @@ async fn a_client_that_leaves_before_a_whole_answer_stops_the_generation() {
 #[tokio::test]
 async fn a_newer_completion_of_the_same_file_replaces_an_older_queued_one() {
     let cluster = Cluster::builder().sim(slow()).slots(1).start().await;
-    let mut first = cluster.openai("/v1/chat/completions", &chat("first", 1000, true)).open().await;
+    let mut first = cluster
+        .openai("/v1/chat/completions", &chat("first", 1000, true))
+        .open()
+        .await;
     assert!(first.next().await);
-    let call = cluster.rails("/v2/code/completions", "alice", &completion("a", false)).header("x-request-id", "older");
+    let call = cluster
+        .rails("/v2/code/completions", "alice", &completion("a", false))
+        .header("x-request-id", "older");
     let older = tokio::spawn(call.send());
     cluster.queued(2).await;
     cluster.sim.set(|sim| (sim.tokens, sim.pace_ms) = (3, 0));
@@ -100,6 +131,9 @@ async fn a_newer_completion_of_the_same_file_replaces_an_older_queued_one() {
     let newer = newer.await.expect("an answer").good();
     assert_eq!(newer.json()["choices"][0]["text"], cluster.expected(3));
     let (outcome, reason) = cluster.end_of("older").await;
-    assert_eq!((outcome.as_str(), reason.as_deref()), ("cancelled", Some("superseded")));
+    assert_eq!(
+        (outcome.as_str(), reason.as_deref()),
+        ("cancelled", Some("superseded"))
+    );
     cluster.assert_clean().await;
 }

@@ -18,14 +18,27 @@ async fn a_pair_that_is_not_supported_is_refused_whole() {
             config["features"]["code_generation"] = "inactive".into();
         })
         .await;
-    assert!(!fine && words.contains("code_completion") && words.contains("mistral"), "{words}");
-    let (fine, words) =
-        cluster.apply(|config| config["features"]["fix_code"] = json!({"model": "mistral"})).await;
-    assert!(!fine && words.contains("fix_code") && words.contains("acknowledge"), "{words}");
-    let (fine, words) = cluster.apply(|config| config["features"]["fix_coed"] = "inactive".into()).await;
+    assert!(
+        !fine && words.contains("code_completion") && words.contains("mistral"),
+        "{words}"
+    );
+    let (fine, words) = cluster
+        .apply(|config| config["features"]["fix_code"] = json!({"model": "mistral"}))
+        .await;
+    assert!(
+        !fine && words.contains("fix_code") && words.contains("acknowledge"),
+        "{words}"
+    );
+    let (fine, words) = cluster
+        .apply(|config| config["features"]["fix_coed"] = "inactive".into())
+        .await;
     assert!(!fine && words.contains("fix_coed"), "{words}");
     assert_eq!(cluster.metric("duo_config_revision").await, Ok(revision));
-    cluster.rails("/v2/code/completions", "alice", &completion("x", false)).send().await.good();
+    cluster
+        .rails("/v2/code/completions", "alice", &completion("x", false))
+        .send()
+        .await
+        .good();
     cluster.assert_clean().await;
 }
 
@@ -46,7 +59,11 @@ async fn a_change_is_followed_within_a_second() {
     assert!(fine, "{words}");
     until("the feature is active", Duration::from_secs(1), async || {
         let answer = cluster.rails(path, "alice", &inputs).send().await;
-        if answer.status == StatusCode::OK { Ok(()) } else { Err(answer.to_string()) }
+        if answer.status == StatusCode::OK {
+            Ok(())
+        } else {
+            Err(answer.to_string())
+        }
     })
     .await;
 
@@ -58,11 +75,22 @@ async fn a_change_is_followed_within_a_second() {
         .await;
     assert!(fine, "{words}; the first change took {:?}", applied.elapsed());
     until("the feature is inactive", Duration::from_secs(1), async || {
-        let answer = cluster.rails("/v2/code/completions", "alice", &completion("x", false)).send().await;
-        if answer.status == StatusCode::FORBIDDEN { Ok(()) } else { Err(answer.to_string()) }
+        let answer = cluster
+            .rails("/v2/code/completions", "alice", &completion("x", false))
+            .send()
+            .await;
+        if answer.status == StatusCode::FORBIDDEN {
+            Ok(())
+        } else {
+            Err(answer.to_string())
+        }
     })
     .await;
-    cluster.openai("/v1/chat/completions", &chat("hello", 3, false)).send().await.good();
+    cluster
+        .openai("/v1/chat/completions", &chat("hello", 3, false))
+        .send()
+        .await
+        .good();
     cluster.assert_clean().await;
 }
 

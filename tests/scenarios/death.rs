@@ -8,12 +8,27 @@ use serde_json::Value;
 
 async fn cluster() -> Cluster {
     // Three tokens are said before the fault, with time between them to be sent on.
-    let sim = Settings { tokens: 40, pace_ms: 20, fault_after: Some(3), ..Settings::default() };
-    Cluster::builder().sim(sim).worker_env("DUO_MODEL_IDLE_TIMEOUT", "500ms").start().await
+    let sim = Settings {
+        tokens: 40,
+        pace_ms: 20,
+        fault_after: Some(3),
+        ..Settings::default()
+    };
+    Cluster::builder()
+        .sim(sim)
+        .worker_env("DUO_MODEL_IDLE_TIMEOUT", "500ms")
+        .start()
+        .await
 }
 
 /// Every fault that may break an answer which cannot be continued.
-const FAULTS: [Fault; 5] = [Fault::Cut, Fault::ErrorMid, Fault::Abort, Fault::Stall, Fault::Malformed];
+const FAULTS: [Fault; 5] = [
+    Fault::Cut,
+    Fault::ErrorMid,
+    Fault::Abort,
+    Fault::Stall,
+    Fault::Malformed,
+];
 
 /// Makes the answer one that cannot be continued elsewhere: it has two choices.
 fn two_choices(mut body: Value) -> Value {
@@ -55,7 +70,10 @@ async fn an_openai_stream_that_breaks_says_so_and_never_looks_whole() {
         let answer = cluster.openai("/v1/chat/completions", &body).send().await;
         assert_eq!(answer.status, StatusCode::OK, "{fault:?}: {answer}");
         assert!(!answer.looks_whole(), "{fault:?}: {answer}");
-        assert!(answer.broken.is_some() || answer.text().contains("\"error\""), "{fault:?}: {answer}");
+        assert!(
+            answer.broken.is_some() || answer.text().contains("\"error\""),
+            "{fault:?}: {answer}"
+        );
     }
     cluster.assert_clean().await;
 }
@@ -65,9 +83,15 @@ async fn a_raw_stream_that_breaks_is_cut() {
     let cluster = cluster().await;
     for fault in FAULTS {
         faulty(&cluster, fault).await;
-        let answer = cluster.rails("/v2/code/completions", "alice", &completion("x = ", true)).send().await;
+        let answer = cluster
+            .rails("/v2/code/completions", "alice", &completion("x = ", true))
+            .send()
+            .await;
         assert_broken(&answer, fault);
-        let answer = cluster.rails("/v3/code/completions", "alice", &generation("add", true)).send().await;
+        let answer = cluster
+            .rails("/v3/code/completions", "alice", &generation("add", true))
+            .send()
+            .await;
         assert_broken(&answer, fault);
     }
     cluster.assert_clean().await;
@@ -84,7 +108,10 @@ async fn a_v4_stream_that_breaks_has_no_end_event() {
     let cluster = cluster().await;
     for fault in FAULTS {
         faulty(&cluster, fault).await;
-        let answer = cluster.rails("/v4/code/suggestions", "alice", &generation("add", true)).send().await;
+        let answer = cluster
+            .rails("/v4/code/suggestions", "alice", &generation("add", true))
+            .send()
+            .await;
         assert!(!answer.text().contains("stream_end"), "{fault:?}: {answer}");
         assert_broken(&answer, fault);
     }
@@ -96,7 +123,10 @@ async fn a_chat_turn_that_breaks_ends_with_an_error_event() {
     let cluster = cluster().await;
     for fault in FAULTS {
         faulty(&cluster, fault).await;
-        let answer = cluster.rails("/v2/chat/agent", "alice", &agent("hello")).send().await;
+        let answer = cluster
+            .rails("/v2/chat/agent", "alice", &agent("hello"))
+            .send()
+            .await;
         let text = answer.text();
         assert_eq!(answer.status, StatusCode::OK, "{fault:?}: {answer}");
         let last: Value = serde_json::from_str(text.lines().last().unwrap_or_default()).unwrap_or_default();
@@ -110,13 +140,22 @@ async fn a_chat_turn_that_breaks_ends_with_an_error_event() {
 async fn a_whole_answer_that_breaks_is_an_error() {
     let cluster = cluster().await;
     cluster.sim.set(|sim| sim.cut_rate = 1.0);
-    let openai = cluster.openai("/v1/chat/completions", &chat("hello", 40, false)).send().await;
+    let openai = cluster
+        .openai("/v1/chat/completions", &chat("hello", 40, false))
+        .send()
+        .await;
     assert_eq!(openai.status, StatusCode::BAD_GATEWAY, "{openai}");
     assert!(openai.json()["error"]["message"].is_string());
-    let code = cluster.rails("/v2/code/completions", "alice", &completion("x", false)).send().await;
+    let code = cluster
+        .rails("/v2/code/completions", "alice", &completion("x", false))
+        .send()
+        .await;
     assert_eq!(code.status, StatusCode::SERVICE_UNAVAILABLE, "{code}");
     let inputs = serde_json::json!({"inputs": {"diff": "+1"}});
-    let prompt = cluster.rails("/v1/prompts/generate_commit_message", "alice", &inputs).send().await;
+    let prompt = cluster
+        .rails("/v1/prompts/generate_commit_message", "alice", &inputs)
+        .send()
+        .await;
     assert_eq!(prompt.status, StatusCode::MISDIRECTED_REQUEST, "{prompt}");
     cluster.assert_clean().await;
 }
@@ -137,8 +176,14 @@ async fn a_model_server_that_goes_away_in_mid_stream_breaks_every_stream() {
 #[tokio::test]
 async fn a_server_that_fails_before_its_first_word_is_asked_again() {
     let cluster = cluster().await;
-    cluster.sim.set(|sim| sim.next_faults = vec![Fault::Reset, Fault::Fail]);
-    let answer = cluster.openai("/v1/chat/completions", &chat("hello", 5, true)).send().await.good();
+    cluster
+        .sim
+        .set(|sim| sim.next_faults = vec![Fault::Reset, Fault::Fail]);
+    let answer = cluster
+        .openai("/v1/chat/completions", &chat("hello", 5, true))
+        .send()
+        .await
+        .good();
     assert_eq!(answer.said(), cluster.expected(5));
     cluster.assert_clean().await;
 }

@@ -3,8 +3,8 @@
 
 mod auth;
 mod bad_input;
-mod cancel;
 mod canary;
+mod cancel;
 mod config;
 mod death;
 mod nats_restart;

@@ -2,15 +2,19 @@
 
 use std::time::Duration;
 
-use duo_system_tests::harness::{Cluster, until};
 use duo_system_tests::harness::cluster::{answer_to, chat, completion};
+use duo_system_tests::harness::{Cluster, until};
 use duo_system_tests::sim::Settings;
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_that_wait_in_the_queue_survive_a_killed_nats_server() {
-    let sim = Settings { tokens: 1000, pace_ms: 20, ..Settings::default() };
+    let sim = Settings {
+        tokens: 1000,
+        pace_ms: 20,
+        ..Settings::default()
+    };
     let mut cluster = Cluster::builder().sim(sim).slots(2).start().await;
     // Two hold the slots, ten wait behind them.
     let mut holders = Vec::new();
@@ -37,7 +41,10 @@ async fn requests_that_wait_in_the_queue_survive_a_killed_nats_server() {
         let wanted = answer_to(&format!("waiting {number}"), 5);
         let said = match number % 2 {
             0 => answer.said(),
-            _ => answer.json()["choices"][0]["message"]["content"].as_str().expect("text").to_owned(),
+            _ => answer.json()["choices"][0]["message"]["content"]
+                .as_str()
+                .expect("text")
+                .to_owned(),
         };
         assert_eq!(said, wanted, "request {number}");
     }
@@ -47,16 +54,31 @@ async fn requests_that_wait_in_the_queue_survive_a_killed_nats_server() {
 #[tokio::test]
 async fn the_next_completion_is_served_within_a_second_of_the_queues_return() {
     let mut cluster = Cluster::start().await;
-    cluster.rails("/v2/code/completions", "alice", &completion("warm = ", false)).send().await.good();
+    cluster
+        .rails("/v2/code/completions", "alice", &completion("warm = ", false))
+        .send()
+        .await
+        .good();
     for round in 0..3 {
         cluster.nats.kill().await;
         cluster.nats.restart().await;
         let back = Instant::now();
         let body = completion(&format!("x{round} = "), false);
-        let answer = cluster.rails("/v2/code/completions", "alice", &body).send().await.good();
-        assert_eq!(answer.json()["choices"][0]["text"], cluster.expected(16), "round {round}: {answer}");
+        let answer = cluster
+            .rails("/v2/code/completions", "alice", &body)
+            .send()
+            .await
+            .good();
+        assert_eq!(
+            answer.json()["choices"][0]["text"],
+            cluster.expected(16),
+            "round {round}: {answer}"
+        );
         let took = back.elapsed();
-        assert!(took < Duration::from_secs(1), "round {round}: served {took:?} after the return");
+        assert!(
+            took < Duration::from_secs(1),
+            "round {round}: served {took:?} after the return"
+        );
     }
     cluster.assert_clean().await;
 }
@@ -65,19 +87,33 @@ async fn the_next_completion_is_served_within_a_second_of_the_queues_return() {
 async fn a_request_that_meets_no_queue_is_served_once_it_is_back() {
     let mut cluster = Cluster::start().await;
     cluster.nats.kill().await;
-    let asked = tokio::spawn(cluster.openai("/v1/chat/completions", &chat("hello", 5, false)).send());
+    let asked = tokio::spawn(
+        cluster
+            .openai("/v1/chat/completions", &chat("hello", 5, false))
+            .send(),
+    );
     cluster.nats.restart().await;
     let answer = asked.await.expect("an answer").good();
-    assert_eq!(answer.json()["choices"][0]["message"]["content"], answer_to("hello", 5));
+    assert_eq!(
+        answer.json()["choices"][0]["message"]["content"],
+        answer_to("hello", 5)
+    );
     cluster.assert_clean().await;
 }
 
 #[tokio::test]
 async fn a_stream_in_flight_goes_on_over_a_restart_of_nats() {
     const WORDS: usize = 60;
-    let sim = Settings { tokens: WORDS, pace_ms: 50, ..Settings::default() };
+    let sim = Settings {
+        tokens: WORDS,
+        pace_ms: 50,
+        ..Settings::default()
+    };
     let mut cluster = Cluster::builder().sim(sim).start().await;
-    let mut stream = cluster.openai("/v1/chat/completions", &chat("hello", WORDS, true)).open().await;
+    let mut stream = cluster
+        .openai("/v1/chat/completions", &chat("hello", WORDS, true))
+        .open()
+        .await;
     stream.until(|text| text.matches("data: ").count() > 10).await;
     cluster.nats.kill().await;
     cluster.nats.restart().await;
@@ -93,12 +129,24 @@ async fn readiness_follows_the_connection_and_liveness_does_not() {
     cluster.nats.kill().await;
     until("the broker is not ready", Duration::from_secs(10), async || {
         let answer = cluster.call(http::Method::GET, "/monitoring/ready").send().await;
-        if answer.status == 503 { Ok(()) } else { Err(answer.to_string()) }
+        if answer.status == 503 {
+            Ok(())
+        } else {
+            Err(answer.to_string())
+        }
     })
     .await;
-    cluster.call(http::Method::GET, "/monitoring/healthz").send().await.good();
+    cluster
+        .call(http::Method::GET, "/monitoring/healthz")
+        .send()
+        .await
+        .good();
     cluster.nats.restart().await;
     cluster.ready(Duration::from_secs(5)).await;
-    cluster.rails("/v2/code/completions", "alice", &completion("x = ", false)).send().await.good();
+    cluster
+        .rails("/v2/code/completions", "alice", &completion("x = ", false))
+        .send()
+        .await
+        .good();
     cluster.assert_clean().await;
 }

@@ -39,7 +39,10 @@ async fn a_stopped_or_frozen_postgres_comes_back_with_its_data() {
     assert_eq!(database.count("SELECT number FROM kept").await, Ok(7));
 
     postgres.freeze(true);
-    let silent = tokio::time::timeout(Duration::from_millis(300), database.count("SELECT number FROM kept"));
+    let silent = tokio::time::timeout(
+        Duration::from_millis(300),
+        database.count("SELECT number FROM kept"),
+    );
     assert!(silent.await.is_err(), "a frozen server does not answer");
     postgres.freeze(false);
     assert_eq!(database.count("SELECT number FROM kept").await, Ok(7));

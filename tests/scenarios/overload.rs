@@ -8,7 +8,11 @@ use serde_json::{Value, json};
 
 #[tokio::test]
 async fn the_ninth_request_of_a_person_is_refused_gently_and_the_next_person_is_not() {
-    let sim = Settings { tokens: 1000, pace_ms: 20, ..Settings::default() };
+    let sim = Settings {
+        tokens: 1000,
+        pace_ms: 20,
+        ..Settings::default()
+    };
     let cluster = Cluster::builder()
         .sim(sim)
         .slots(4)
@@ -31,12 +35,26 @@ async fn the_ninth_request_of_a_person_is_refused_gently_and_the_next_person_is_
     let nothing = cluster.rails("/v2/code/completions", "alice", &completion("y", false));
     let nothing = nothing.header("x-request-id", "ninth").send().await.good();
     assert_eq!(nothing.json()["choices"], json!([]), "{nothing}");
-    let streamed = cluster.rails("/v2/code/completions", "alice", &completion("y", true)).send().await.good();
-    assert_eq!((streamed.text().as_str(), streamed.header("content-type")), ("", "text/event-stream; charset=utf-8"));
+    let streamed = cluster
+        .rails("/v2/code/completions", "alice", &completion("y", true))
+        .send()
+        .await
+        .good();
+    assert_eq!(
+        (streamed.text().as_str(), streamed.header("content-type")),
+        ("", "text/event-stream; charset=utf-8")
+    );
     let (outcome, reason) = cluster.end_of("ninth").await;
-    assert_eq!((outcome.as_str(), reason.as_deref()), ("refused", Some("caller_limit")));
+    assert_eq!(
+        (outcome.as_str(), reason.as_deref()),
+        ("refused", Some("caller_limit"))
+    );
     cluster.queued(8).await;
-    let other = tokio::spawn(cluster.rails("/v2/code/completions", "bob", &completion("z", true)).try_open());
+    let other = tokio::spawn(
+        cluster
+            .rails("/v2/code/completions", "bob", &completion("z", true))
+            .try_open(),
+    );
     cluster.queued(9).await;
     asked.iter().for_each(tokio::task::JoinHandle::abort);
     other.abort();
@@ -46,19 +64,34 @@ async fn the_ninth_request_of_a_person_is_refused_gently_and_the_next_person_is_
 
 #[tokio::test]
 async fn a_service_clients_own_limit_answers_429_with_a_time_to_come_again() {
-    let sim = Settings { tokens: 1000, pace_ms: 20, ..Settings::default() };
+    let sim = Settings {
+        tokens: 1000,
+        pace_ms: 20,
+        ..Settings::default()
+    };
     let cluster = Cluster::builder().sim(sim).slots(2).start().await;
     let token = cluster.cli.token("small", "client", &["--limit", "8"]).await;
     let ask = |number: usize| {
         let body = chat(&format!("question {number}"), 1000, true);
-        cluster.call(http::Method::POST, "/v1/chat/completions").token(&token).json(&body)
+        cluster
+            .call(http::Method::POST, "/v1/chat/completions")
+            .token(&token)
+            .json(&body)
     };
     token_works(&cluster, &token).await;
-    let asked: Vec<_> = (0..8).map(|number| tokio::spawn(ask(number).try_open())).collect();
+    let asked: Vec<_> = (0..8)
+        .map(|number| tokio::spawn(ask(number).try_open()))
+        .collect();
     cluster.queued(8).await;
     let refused = ask(8).send().await;
     assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS, "{refused}");
-    assert!(refused.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds > 0), "{refused}");
+    assert!(
+        refused
+            .header("retry-after")
+            .parse::<u64>()
+            .is_ok_and(|seconds| seconds > 0),
+        "{refused}"
+    );
     assert_eq!(refused.json()["error"]["code"], "rate_limit_exceeded");
     asked.iter().for_each(tokio::task::JoinHandle::abort);
     drop(asked);
@@ -66,10 +99,22 @@ async fn a_service_clients_own_limit_answers_429_with_a_time_to_come_again() {
 }
 
 async fn token_works(cluster: &Cluster, token: &str) {
-    duo_system_tests::harness::until("the token is known", std::time::Duration::from_secs(5), async || {
-        let answer = cluster.call(http::Method::GET, "/v1/models").token(token).send().await;
-        if answer.status == StatusCode::OK { Ok(()) } else { Err(answer.to_string()) }
-    })
+    duo_system_tests::harness::until(
+        "the token is known",
+        std::time::Duration::from_secs(5),
+        async || {
+            let answer = cluster
+                .call(http::Method::GET, "/v1/models")
+                .token(token)
+                .send()
+                .await;
+            if answer.status == StatusCode::OK {
+                Ok(())
+            } else {
+                Err(answer.to_string())
+            }
+        },
+    )
     .await;
 }
 
@@ -77,11 +122,18 @@ async fn token_works(cluster: &Cluster, token: &str) {
 async fn a_request_waits_for_a_worker_that_comes_back() {
     let mut cluster = Cluster::start().await;
     cluster.kill_worker(0).await;
-    let asked = tokio::spawn(cluster.openai("/v1/chat/completions", &chat("hello", 5, false)).send());
+    let asked = tokio::spawn(
+        cluster
+            .openai("/v1/chat/completions", &chat("hello", 5, false))
+            .send(),
+    );
     cluster.queued(1).await;
     cluster.restart_worker(0).await;
     let answer = asked.await.expect("an answer").good();
-    assert_eq!(answer.json()["choices"][0]["message"]["content"], answer_to("hello", 5));
+    assert_eq!(
+        answer.json()["choices"][0]["message"]["content"],
+        answer_to("hello", 5)
+    );
     cluster.assert_clean().await;
 }
 
@@ -93,7 +145,11 @@ async fn a_completion_that_cannot_be_in_time_is_nothing_to_suggest() {
     let answer = cluster.rails("/v2/code/completions", "alice", &completion("x", false));
     let answer = answer.header("x-request-id", "late").send().await.good();
     assert_eq!(answer.json()["choices"], json!([]), "{answer}");
-    assert!(began.elapsed() < std::time::Duration::from_secs(4), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < std::time::Duration::from_secs(4),
+        "{:?}",
+        began.elapsed()
+    );
     let (outcome, _) = cluster.end_of("late").await;
     assert_eq!(outcome, "expired");
     cluster.restart_worker(0).await;
@@ -102,7 +158,12 @@ async fn a_completion_that_cannot_be_in_time_is_nothing_to_suggest() {
 
 #[tokio::test]
 async fn a_model_server_that_is_overloaded_is_told_in_each_clients_words() {
-    let sim = Settings { fail_rate: 1.0, fail_status: 429, retry_after: Some(7), ..Settings::default() };
+    let sim = Settings {
+        fail_rate: 1.0,
+        fail_status: 429,
+        retry_after: Some(7),
+        ..Settings::default()
+    };
     let cluster = Cluster::builder()
         .sim(sim)
         .configure(|config| {
@@ -113,19 +174,32 @@ async fn a_model_server_that_is_overloaded_is_told_in_each_clients_words() {
         })
         .start()
         .await;
-    let openai = cluster.openai("/v1/chat/completions", &chat("hello", 5, false)).send().await;
+    let openai = cluster
+        .openai("/v1/chat/completions", &chat("hello", 5, false))
+        .send()
+        .await;
     assert!(
         [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE].contains(&openai.status),
         "{openai}"
     );
-    let completion = cluster.rails("/v2/code/completions", "alice", &completion("x", false)).send().await;
+    let completion = cluster
+        .rails("/v2/code/completions", "alice", &completion("x", false))
+        .send()
+        .await;
     assert_eq!(completion.good().json()["choices"], json!([]));
     let inputs = json!({"inputs": {"diff": "+1"}});
-    let prompt = cluster.rails("/v1/prompts/generate_commit_message", "alice", &inputs).send().await;
+    let prompt = cluster
+        .rails("/v1/prompts/generate_commit_message", "alice", &inputs)
+        .send()
+        .await;
     let told = [StatusCode::MISDIRECTED_REQUEST, StatusCode::TOO_MANY_REQUESTS];
     assert!(told.contains(&prompt.status), "{prompt}");
-    let chat = cluster.rails("/v2/chat/agent", "alice", &agent("hello")).send().await;
-    let event: Value = serde_json::from_str(chat.text().lines().last().unwrap_or_default()).unwrap_or_default();
+    let chat = cluster
+        .rails("/v2/chat/agent", "alice", &agent("hello"))
+        .send()
+        .await;
+    let event: Value =
+        serde_json::from_str(chat.text().lines().last().unwrap_or_default()).unwrap_or_default();
     assert_eq!(event["type"], "error", "{chat}");
     cluster.assert_clean().await;
 }

@@ -22,9 +22,20 @@ async fn ask_steadily(cluster: &Cluster) -> i64 {
     while began.elapsed() < a_while() {
         ticks.tick().await;
         let question = format!("question {answered}");
-        let answer = cluster.openai("/v1/chat/completions", &chat(&question, 4, false)).send().await.good();
-        assert_eq!(answer.json()["choices"][0]["message"]["content"], answer_to(&question, 4));
-        cluster.rails("/v2/code/completions", "alice", &completion("x = ", false)).send().await.good();
+        let answer = cluster
+            .openai("/v1/chat/completions", &chat(&question, 4, false))
+            .send()
+            .await
+            .good();
+        assert_eq!(
+            answer.json()["choices"][0]["message"]["content"],
+            answer_to(&question, 4)
+        );
+        cluster
+            .rails("/v2/code/completions", "alice", &completion("x = ", false))
+            .send()
+            .await
+            .good();
         answered += 2;
     }
     answered
@@ -64,8 +75,16 @@ async fn a_broker_starts_and_serves_while_postgres_is_away() {
     assert!(cluster.broker.terminate().await.success());
     cluster.broker.again();
     cluster.ready(Duration::from_secs(15)).await;
-    cluster.rails("/v2/code/completions", "alice", &completion("x = ", false)).send().await.good();
-    cluster.openai("/v1/chat/completions", &chat("hello", 4, false)).send().await.good();
+    cluster
+        .rails("/v2/code/completions", "alice", &completion("x = ", false))
+        .send()
+        .await
+        .good();
+    cluster
+        .openai("/v1/chat/completions", &chat("hello", 4, false))
+        .send()
+        .await
+        .good();
     cluster.postgres.as_mut().expect("its own").start_again().await;
     assert_recorded(&cluster, 2).await;
 }

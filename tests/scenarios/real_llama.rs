@@ -17,7 +17,9 @@ struct Llama {
 }
 
 fn path(variable: &str) -> PathBuf {
-    let found = std::env::var_os(variable).map(PathBuf::from).filter(|path| path.exists());
+    let found = std::env::var_os(variable)
+        .map(PathBuf::from)
+        .filter(|path| path.exists());
     found.unwrap_or_else(|| {
         panic!("{variable} names no file: eval \"$(tests/real-model --install-only)\", as ./tests/run does")
     })
@@ -30,8 +32,23 @@ impl Llama {
         let port = free_port().to_string();
         let model = model.to_str().expect("a plain path");
         let arguments = [
-            "-m", model, "--alias", "tiny-random", "--parallel", "2", "--ctx-size", "4096", "--threads", "1",
-            "--metrics", "--slots", "--offline", "--host", "127.0.0.1", "--port", &port,
+            "-m",
+            model,
+            "--alias",
+            "tiny-random",
+            "--parallel",
+            "2",
+            "--ctx-size",
+            "4096",
+            "--threads",
+            "1",
+            "--metrics",
+            "--slots",
+            "--offline",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            &port,
         ];
         let mut program = Program::start("llama-server", &server, &arguments, Vec::new(), folder.path());
         let url = format!("http://127.0.0.1:{port}");
@@ -40,11 +57,23 @@ impl Llama {
             if let Some(status) = program.exited() {
                 panic!("llama-server ended ({status}):\n{}", program.last_words());
             }
-            let answer = client.get(format!("{url}/health")).send().await.map_err(|error| error.to_string())?;
-            if answer.status().is_success() { Ok(()) } else { Err(answer.status().to_string()) }
+            let answer = client
+                .get(format!("{url}/health"))
+                .send()
+                .await
+                .map_err(|error| error.to_string())?;
+            if answer.status().is_success() {
+                Ok(())
+            } else {
+                Err(answer.status().to_string())
+            }
         })
         .await;
-        Self { program, url, _folder: folder }
+        Self {
+            program,
+            url,
+            _folder: folder,
+        }
     }
 
     async fn cluster(&self) -> Cluster {
@@ -59,7 +88,11 @@ impl Llama {
     /// How many slots the server is generating in.
     async fn generating(&self) -> Result<usize, String> {
         let client = reqwest::Client::new();
-        let slots = client.get(format!("{}/slots", self.url)).send().await.map_err(|error| error.to_string())?;
+        let slots = client
+            .get(format!("{}/slots", self.url))
+            .send()
+            .await
+            .map_err(|error| error.to_string())?;
         let slots: Vec<Value> = slots.json().await.map_err(|error| error.to_string())?;
         Ok(slots.iter().filter(|slot| slot["is_processing"] == true).count())
     }
@@ -72,19 +105,38 @@ async fn answers_of_a_real_server_arrive_whole_and_streamed() {
     let mut body = chat("hello", 12, false);
     body["temperature"] = 0.into();
     let whole = cluster.openai("/v1/chat/completions", &body).send().await.good();
-    let whole = whole.json()["choices"][0]["message"]["content"].as_str().expect("text").to_owned();
+    let whole = whole.json()["choices"][0]["message"]["content"]
+        .as_str()
+        .expect("text")
+        .to_owned();
     let mut direct = body.clone();
     direct["model"] = "tiny-random".into();
     let url = format!("{}/v1/chat/completions", llama.url);
-    let direct = Call::new(&reqwest::Client::new(), Method::POST, &url).json(&direct).send().await.good();
+    let direct = Call::new(&reqwest::Client::new(), Method::POST, &url)
+        .json(&direct)
+        .send()
+        .await
+        .good();
     assert_eq!(direct.json()["choices"][0]["message"]["content"], *whole);
     body["stream"] = true.into();
     let streamed = cluster.openai("/v1/chat/completions", &body).send().await.good();
     assert_eq!(streamed.said(), whole);
     assert_eq!(streamed.events().last().map(String::as_str), Some("[DONE]"));
 
-    let code = cluster.rails("/v2/code/completions", "alice", &completion("def add(a, b):\n", false)).send().await;
-    assert!(!code.good().json()["choices"].as_array().expect("a list").is_empty());
+    let code = cluster
+        .rails(
+            "/v2/code/completions",
+            "alice",
+            &completion("def add(a, b):\n", false),
+        )
+        .send()
+        .await;
+    assert!(
+        !code.good().json()["choices"]
+            .as_array()
+            .expect("a list")
+            .is_empty()
+    );
     cluster.assert_clean().await;
 }
 
@@ -94,19 +146,29 @@ async fn a_client_that_leaves_stops_a_real_servers_generation() {
     let cluster = llama.cluster().await;
     for stream in [true, false] {
         let id = format!("left-{stream}");
-        let call = cluster.openai("/v1/chat/completions", &chat("hello", 1_900, stream)).header("x-request-id", &id);
+        let call = cluster
+            .openai("/v1/chat/completions", &chat("hello", 1_900, stream))
+            .header("x-request-id", &id);
         let asked = tokio::spawn(call.send());
         let generating = async |count: usize| {
-            until(&format!("{count} generate"), Duration::from_secs(5), async || match llama.generating().await? {
-                found if found == count => Ok(()),
-                found => Err(found.to_string()),
-            })
+            until(
+                &format!("{count} generate"),
+                Duration::from_secs(5),
+                async || match llama.generating().await? {
+                    found if found == count => Ok(()),
+                    found => Err(found.to_string()),
+                },
+            )
             .await;
         };
         generating(1).await;
         asked.abort();
         generating(0).await;
-        assert_eq!(cluster.end_of(&id).await.0, "cancelled", "the answer was over too soon");
+        assert_eq!(
+            cluster.end_of(&id).await.0,
+            "cancelled",
+            "the answer was over too soon"
+        );
     }
     cluster.assert_clean().await;
 }
@@ -115,7 +177,10 @@ async fn a_client_that_leaves_stops_a_real_servers_generation() {
 async fn a_real_server_that_dies_in_mid_stream_yields_nothing_that_looks_whole() {
     let mut llama = Llama::start().await;
     let cluster = llama.cluster().await;
-    let mut stream = cluster.openai("/v1/chat/completions", &chat("hello", 1_900, true)).open().await;
+    let mut stream = cluster
+        .openai("/v1/chat/completions", &chat("hello", 1_900, true))
+        .open()
+        .await;
     assert_eq!(stream.status, StatusCode::OK);
     stream.until(|text| text.matches("data: ").count() > 2).await;
     llama.program.signal(Signal::SIGKILL);

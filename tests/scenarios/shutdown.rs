@@ -8,9 +8,16 @@ use nix::sys::signal::Signal;
 const WORDS: usize = 40;
 
 async fn streaming() -> (Cluster, duo_system_tests::harness::Opened) {
-    let sim = Settings { tokens: WORDS, pace_ms: 50, ..Settings::default() };
+    let sim = Settings {
+        tokens: WORDS,
+        pace_ms: 50,
+        ..Settings::default()
+    };
     let cluster = Cluster::builder().sim(sim).start().await;
-    let mut stream = cluster.openai("/v1/chat/completions", &chat("hello", WORDS, true)).open().await;
+    let mut stream = cluster
+        .openai("/v1/chat/completions", &chat("hello", WORDS, true))
+        .open()
+        .await;
     stream.until(|text| text.matches("data: ").count() > 5).await;
     (cluster, stream)
 }
@@ -35,7 +42,11 @@ async fn a_worker_that_is_told_to_end_finishes_its_streams_first() {
     assert_eq!(answer.said(), answer_to("hello", WORDS));
     assert!(cluster.worker(0).ended().await.success());
     cluster.restart_worker(0).await;
-    cluster.openai("/v1/chat/completions", &chat("next", 3, false)).send().await.good();
+    cluster
+        .openai("/v1/chat/completions", &chat("next", 3, false))
+        .send()
+        .await
+        .good();
     cluster.assert_clean().await;
 }
 

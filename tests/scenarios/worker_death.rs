@@ -7,27 +7,38 @@ use duo_system_tests::sim::Settings;
 const WORDS: usize = 60;
 
 fn sim() -> Settings {
-    Settings { tokens: WORDS, pace_ms: 50, ..Settings::default() }
+    Settings {
+        tokens: WORDS,
+        pace_ms: 50,
+        ..Settings::default()
+    }
 }
 
 /// The worker that holds a slot now.
 async fn busy(cluster: &Cluster) -> usize {
-    until("a worker is busy", duo_system_tests::harness::PATIENCE, async || {
-        for number in 0..2 {
-            let metrics = cluster.worker_metrics(number).await?;
-            if duo_system_tests::harness::cluster::sum(&metrics, "duo_worker_slots_in_use") > 0.0 {
-                return Ok(number);
+    until(
+        "a worker is busy",
+        duo_system_tests::harness::PATIENCE,
+        async || {
+            for number in 0..2 {
+                let metrics = cluster.worker_metrics(number).await?;
+                if duo_system_tests::harness::cluster::sum(&metrics, "duo_worker_slots_in_use") > 0.0 {
+                    return Ok(number);
+                }
             }
-        }
-        Err("both are idle".to_owned())
-    })
+            Err("both are idle".to_owned())
+        },
+    )
     .await
 }
 
 #[tokio::test]
 async fn a_stream_goes_on_byte_for_byte_after_its_worker_was_killed() {
     let mut cluster = Cluster::builder().sim(sim()).lease("1s").workers(2).start().await;
-    let mut stream = cluster.openai("/v1/chat/completions", &chat("hello", WORDS, true)).open().await;
+    let mut stream = cluster
+        .openai("/v1/chat/completions", &chat("hello", WORDS, true))
+        .open()
+        .await;
     stream.until(|text| text.matches("data: ").count() > 10).await;
     let victim = busy(&cluster).await;
     cluster.kill_worker(victim).await;
@@ -50,15 +61,25 @@ async fn a_stream_that_cannot_be_continued_never_looks_whole() {
     cluster.restart_worker(0).await;
     let answer = stream.rest().await;
     assert!(!answer.looks_whole(), "{answer}");
-    assert!(answer.broken.is_some() || answer.text().contains("\"error\""), "{answer}");
+    assert!(
+        answer.broken.is_some() || answer.text().contains("\"error\""),
+        "{answer}"
+    );
     cluster.assert_clean().await;
 }
 
 #[tokio::test]
 async fn a_request_without_a_first_word_runs_again_after_its_worker_was_killed() {
-    let sim = Settings { ttft_ms: 1500, ..Settings::default() };
+    let sim = Settings {
+        ttft_ms: 1500,
+        ..Settings::default()
+    };
     let mut cluster = Cluster::builder().sim(sim).lease("1s").start().await;
-    let asked = tokio::spawn(cluster.openai("/v1/chat/completions", &chat("hello", 5, true)).send());
+    let asked = tokio::spawn(
+        cluster
+            .openai("/v1/chat/completions", &chat("hello", 5, true))
+            .send(),
+    );
     cluster.sim_shows(|stats| stats.running == 1).await;
     cluster.kill_worker(0).await;
     cluster.restart_worker(0).await;
@@ -70,12 +91,17 @@ async fn a_request_without_a_first_word_runs_again_after_its_worker_was_killed()
 #[tokio::test]
 async fn a_frozen_worker_is_replaced_and_its_late_words_change_nothing() {
     let mut cluster = Cluster::builder().sim(sim()).lease("1s").workers(2).start().await;
-    let mut stream = cluster.openai("/v1/chat/completions", &chat("hello", WORDS, true)).open().await;
+    let mut stream = cluster
+        .openai("/v1/chat/completions", &chat("hello", WORDS, true))
+        .open()
+        .await;
     stream.until(|text| text.matches("data: ").count() > 10).await;
     let victim = busy(&cluster).await;
     freeze(cluster.worker(victim), true);
     let said = stream.so_far().said().len();
-    stream.until(|text| text.len() > said && text.contains("[DONE]")).await;
+    stream
+        .until(|text| text.len() > said && text.contains("[DONE]"))
+        .await;
     freeze(cluster.worker(victim), false);
     let answer = stream.rest().await.good();
     assert_eq!(answer.said(), answer_to("hello", WORDS));
@@ -84,11 +110,22 @@ async fn a_frozen_worker_is_replaced_and_its_late_words_change_nothing() {
 
 #[tokio::test]
 async fn requests_of_a_killed_broker_end_within_a_lease_and_nobody_waits_for_them() {
-    let sim = Settings { tokens: 2000, pace_ms: 50, ..Settings::default() };
+    let sim = Settings {
+        tokens: 2000,
+        pace_ms: 50,
+        ..Settings::default()
+    };
     let mut cluster = Cluster::builder().sim(sim).lease("1s").slots(1).start().await;
-    let mut stream = cluster.openai("/v1/chat/completions", &chat("hello", 2000, true)).open().await;
+    let mut stream = cluster
+        .openai("/v1/chat/completions", &chat("hello", 2000, true))
+        .open()
+        .await;
     assert!(stream.next().await);
-    let queued = tokio::spawn(cluster.openai("/v1/chat/completions", &chat("queued", 5, true)).try_open());
+    let queued = tokio::spawn(
+        cluster
+            .openai("/v1/chat/completions", &chat("queued", 5, true))
+            .try_open(),
+    );
     cluster.queued(2).await;
     cluster.broker.kill().await;
     let answer = stream.rest().await;
@@ -100,5 +137,9 @@ async fn requests_of_a_killed_broker_end_within_a_lease_and_nobody_waits_for_the
     cluster.sim_shows(|stats| stats.running == 0).await;
     // The records of the dead broker's requests are closed by nobody yet, so they are not looked at here.
     cluster.sim.set(|sim| (sim.tokens, sim.pace_ms) = (3, 0));
-    cluster.openai("/v1/chat/completions", &chat("next", 3, false)).send().await.good();
+    cluster
+        .openai("/v1/chat/completions", &chat("next", 3, false))
+        .send()
+        .await
+        .good();
 }

@@ -19,7 +19,11 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// Longest correlation id a record keeps.
 const MAX_CORRELATION_ID: usize = 255;
 /// Paths that need no token.
-const PUBLIC: [&str; 3] = ["/monitoring/healthz", "/monitoring/ready", "/v1/models/definitions"];
+const PUBLIC: [&str; 3] = [
+    "/monitoring/healthz",
+    "/monitoring/ready",
+    "/v1/models/definitions",
+];
 
 /// Lets known callers pass and leaves them in the request's extensions.
 pub(super) async fn authenticate(
@@ -48,11 +52,7 @@ pub(super) async fn authenticate(
 }
 
 /// Opens the request's record and closes it when the answer is a refusal.
-pub(super) async fn record(
-    State(api): State<Arc<ApiState>>,
-    mut request: Request,
-    next: Next,
-) -> Response {
+pub(super) async fn record(State(api): State<Arc<ApiState>>, mut request: Request, next: Next) -> Response {
     let Some(caller) = request.extensions().get::<Caller>() else {
         return next.run(request).await;
     };
@@ -62,9 +62,12 @@ pub(super) async fn record(
     if let Some(id) = &mut correlation_id {
         id.truncate(id.floor_char_boundary(MAX_CORRELATION_ID));
     }
-    let record = api
-        .audit
-        .open(caller, route, correlation_id, text(request.headers(), &TRACEPARENT));
+    let record = api.audit.open(
+        caller,
+        route,
+        correlation_id,
+        text(request.headers(), &TRACEPARENT),
+    );
     request.extensions_mut().insert(record.clone());
     let response = next.run(request).await;
     if let Some(Refused(reason)) = response.extensions().get() {

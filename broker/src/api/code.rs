@@ -121,7 +121,10 @@ fn parse<'a>(fields: &Fields<'a>) -> Result<Completion<'a>, ApiError> {
 
 fn parse_context<'a>(fields: &Fields<'a>) -> Result<Vec<ContextItem<'a>>, ApiError> {
     let items = fields.objects("context", MAX_CONTEXT_ITEMS)?;
-    items.iter().map(|item| context_item(item, MAX_CONTEXT_CONTENT)).collect()
+    items
+        .iter()
+        .map(|item| context_item(item, MAX_CONTEXT_CONTENT))
+        .collect()
 }
 
 /// One context item.
@@ -141,7 +144,9 @@ pub(super) fn hint(identifier: Option<&str>, name: Option<&str>) -> ModelChoice 
         .into_iter()
         .flatten()
         .find(|text| !text.trim().is_empty())
-        .map_or(ModelChoice::Assigned, |text| ModelChoice::Hint(text.trim().to_owned()))
+        .map_or(ModelChoice::Assigned, |text| {
+            ModelChoice::Hint(text.trim().to_owned())
+        })
 }
 
 /// The model that `model_metadata` names; malformed, it names none.
@@ -301,7 +306,9 @@ fn completed<'a>(
         object: "text_completion",
         created: now(),
         choices: choices(&whole.text),
-        metadata: MetadataShape { enabled_feature_flags },
+        metadata: MetadataShape {
+            enabled_feature_flags,
+        },
     })
 }
 
@@ -337,7 +344,11 @@ pub(super) fn now() -> i64 {
 pub(super) fn enabled_feature_flags(headers: &HeaderMap) -> Vec<String> {
     let header = headers.get("x-gitlab-enabled-feature-flags");
     let mut flags: Vec<String> = Vec::new();
-    for flag in header.and_then(|value| value.to_str().ok()).into_iter().flat_map(|text| text.split(',')) {
+    for flag in header
+        .and_then(|value| value.to_str().ok())
+        .into_iter()
+        .flat_map(|text| text.split(','))
+    {
         if !flags.iter().any(|known| known == flag.trim()) {
             flags.push(flag.trim().to_owned());
         }

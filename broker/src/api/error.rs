@@ -274,7 +274,9 @@ impl ApiError {
     /// The code a GitLab prompt answers for the model server, by 421.
     fn upstream_code(&self) -> Option<StatusCode> {
         let Self::Exchange(error) = self else { return None };
-        let upstream = error.upstream_status.and_then(|code| StatusCode::from_u16(code).ok());
+        let upstream = error
+            .upstream_status
+            .and_then(|code| StatusCode::from_u16(code).ok());
         match error.kind {
             FailureKind::InvalidRequest | FailureKind::Overloaded => upstream,
             FailureKind::ModelUnavailable => Some(upstream.unwrap_or(StatusCode::SERVICE_UNAVAILABLE)),
@@ -300,10 +302,15 @@ impl ApiError {
         const INVALID: &str = "invalid_request_error";
         let status = self.status();
         match self {
-            Self::Malformed | Self::NotJson => (StatusCode::BAD_REQUEST, INVALID, "invalid_json".into(), None),
-            Self::Invalid { path, .. } => {
-                (StatusCode::BAD_REQUEST, INVALID, "invalid_value".into(), Some(path.as_str()))
+            Self::Malformed | Self::NotJson => {
+                (StatusCode::BAD_REQUEST, INVALID, "invalid_json".into(), None)
             }
+            Self::Invalid { path, .. } => (
+                StatusCode::BAD_REQUEST,
+                INVALID,
+                "invalid_value".into(),
+                Some(path.as_str()),
+            ),
             Self::ContextLength { path, .. } => {
                 (StatusCode::BAD_REQUEST, INVALID, self.reason(), Some(*path))
             }
@@ -314,9 +321,12 @@ impl ApiError {
             | Self::BodyLate
             | Self::NotFound(_)
             | Self::MethodNotAllowed => (status, INVALID, self.reason(), None),
-            Self::Exchange(error) if error.reason == "unknown_model" => {
-                (StatusCode::NOT_FOUND, INVALID, "model_not_found".into(), Some("model"))
-            }
+            Self::Exchange(error) if error.reason == "unknown_model" => (
+                StatusCode::NOT_FOUND,
+                INVALID,
+                "model_not_found".into(),
+                Some("model"),
+            ),
             Self::Exchange(error) => {
                 let (status, kind) = match error.kind {
                     FailureKind::InvalidRequest => (upstream_client_error(error), INVALID),
@@ -350,7 +360,11 @@ impl From<PromptError> for ApiError {
             PromptError::Template { id, .. } => {
                 // The engine's words may quote an input, so they stay out of the log too.
                 tracing::error!(prompt = id, "prompt template could not be rendered");
-                Self::Exchange(ExchangeError::new(FailureKind::Internal, "prompt_template", "internal error"))
+                Self::Exchange(ExchangeError::new(
+                    FailureKind::Internal,
+                    "prompt_template",
+                    "internal error",
+                ))
             }
         }
     }
@@ -388,7 +402,9 @@ pub(crate) fn openai_object(error: &ApiError) -> Value {
 
 /// The model server's own error object, for what the client did wrong.
 fn upstream_object(error: &ApiError) -> Option<Value> {
-    let ApiError::Exchange(error) = error else { return None };
+    let ApiError::Exchange(error) = error else {
+        return None;
+    };
     if error.kind != FailureKind::InvalidRequest {
         return None;
     }
@@ -400,7 +416,9 @@ fn upstream_object(error: &ApiError) -> Option<Value> {
 }
 
 fn upstream_client_error(error: &ExchangeError) -> StatusCode {
-    let upstream = error.upstream_status.and_then(|code| StatusCode::from_u16(code).ok());
+    let upstream = error
+        .upstream_status
+        .and_then(|code| StatusCode::from_u16(code).ok());
     upstream
         .filter(|code| code.is_client_error() && *code != StatusCode::UNAUTHORIZED)
         .unwrap_or(StatusCode::BAD_REQUEST)
@@ -462,7 +480,11 @@ fn invalid(path: &str, problem: &str) -> Response {
         .chain(path.split('.').filter(|part| !part.is_empty()))
         .collect();
     let entry = json!({"loc": location, "msg": format!("{path}: {problem}"), "type": "value_error"});
-    (StatusCode::UNPROCESSABLE_ENTITY, Json(json!({ "detail": [entry] }))).into_response()
+    (
+        StatusCode::UNPROCESSABLE_ENTITY,
+        Json(json!({ "detail": [entry] })),
+    )
+        .into_response()
 }
 
 fn detail(status: StatusCode, text: &str) -> Response {
@@ -471,7 +493,11 @@ fn detail(status: StatusCode, text: &str) -> Response {
 
 /// `503: Service Unavailable`, as GitLab's model test shows it.
 fn phrase(code: StatusCode) -> String {
-    format!("{}: {}", code.as_u16(), code.canonical_reason().unwrap_or("Unknown"))
+    format!(
+        "{}: {}",
+        code.as_u16(),
+        code.canonical_reason().unwrap_or("Unknown")
+    )
 }
 
 fn challenge(response: &mut Response<Body>) {
@@ -483,7 +509,12 @@ fn challenge(response: &mut Response<Body>) {
 }
 
 fn whole_seconds(after: Duration) -> u64 {
-    after.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX).max(1)
+    after
+        .as_millis()
+        .div_ceil(1000)
+        .try_into()
+        .unwrap_or(u64::MAX)
+        .max(1)
 }
 
 #[cfg(test)]

@@ -42,7 +42,9 @@ impl<'a> Fields<'a> {
     /// name the last counts.
     pub(crate) fn raw(&self, name: &str) -> Option<&'a RawValue> {
         let found = self.entries.iter().rev().find(|(key, _)| key == name);
-        found.map(|(_, value)| *value).filter(|value| value.get() != "null")
+        found
+            .map(|(_, value)| *value)
+            .filter(|value| value.get() != "null")
     }
 
     /// A field's path from the body's root.
@@ -63,7 +65,9 @@ impl<'a> Fields<'a> {
     /// # Errors
     /// Another type, or too long.
     pub(crate) fn text(&self, name: &str, most: usize) -> Result<Option<Cow<'a, str>>, ApiError> {
-        let Some(raw) = self.raw(name) else { return Ok(None) };
+        let Some(raw) = self.raw(name) else {
+            return Ok(None);
+        };
         let text = read_text(raw).ok_or_else(|| self.invalid(name, "has to be a string"))?;
         if text.len() > most && text.chars().count() > most {
             return Err(self.invalid(name, format!("may have at most {most} characters")));
@@ -96,9 +100,13 @@ impl<'a> Fields<'a> {
     /// # Errors
     /// Another type.
     pub(crate) fn integer(&self, name: &str) -> Result<Option<i64>, ApiError> {
-        let Some(raw) = self.raw(name) else { return Ok(None) };
+        let Some(raw) = self.raw(name) else {
+            return Ok(None);
+        };
         let number = serde_json::from_str(raw.get());
-        number.map(Some).map_err(|_| self.invalid(name, "has to be an integer"))
+        number
+            .map(Some)
+            .map_err(|_| self.invalid(name, "has to be an integer"))
     }
 
     /// An object, if there is one.
@@ -252,7 +260,9 @@ mod tests {
             a.required_text("b", 9).expect_err("a number"),
             a.texts("c", 9).expect_err("mixed"),
             a.flag("c").expect_err("a list"),
-            fields.objects("list", 9).expect("objects")[0].integer("x").expect_err("text"),
+            fields.objects("list", 9).expect("objects")[0]
+                .integer("x")
+                .expect_err("text"),
         ] {
             assert!(!error.to_string().contains("secret"), "{error}");
         }
@@ -267,7 +277,12 @@ mod tests {
     #[test]
     fn half_a_surrogate_pair_is_replaced() {
         let fields = fields(r#"{"a": "x\ud83d"}"#);
-        assert!(fields.required_text("a", 10).expect("text").starts_with("x\u{fffd}"));
+        assert!(
+            fields
+                .required_text("a", 10)
+                .expect("text")
+                .starts_with("x\u{fffd}")
+        );
     }
 
     #[test]

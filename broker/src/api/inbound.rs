@@ -68,7 +68,11 @@ impl Inbound {
             Grant::GitLab { .. } => scopes.iter().any(|scope| self.caller.has_scope(scope)),
             Grant::ApiToken { .. } => self.caller.may_use(feature),
         };
-        if allowed { Ok(()) } else { Err(ApiError::Forbidden(refusal.into())) }
+        if allowed {
+            Ok(())
+        } else {
+            Err(ApiError::Forbidden(refusal.into()))
+        }
     }
 
     /// The first gate, before the body is read where the path tells the feature.
@@ -79,8 +83,14 @@ impl Inbound {
 
     /// The body of a GitLab endpoint, which insists on JSON by name.
     pub(super) async fn json(&mut self) -> Result<Bytes, ApiError> {
-        let named = self.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let essence = named.and_then(|value| value.split(';').next()).unwrap_or_default().trim();
+        let named = self
+            .headers
+            .get(header::CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok());
+        let essence = named
+            .and_then(|value| value.split(';').next())
+            .unwrap_or_default()
+            .trim();
         if !is_json(essence) {
             return Err(ApiError::NotJson);
         }
@@ -119,7 +129,10 @@ impl Inbound {
         stream: bool,
     ) -> Result<RoutedRequest, ApiError> {
         self.record.note(Some(feature), None, stream);
-        let routed = self.api.exchange.route(&self.caller, &self.record, feature, choice)?;
+        let routed = self
+            .api
+            .exchange
+            .route(&self.caller, &self.record, feature, choice)?;
         self.record.note(Some(feature), Some(&routed.model.name), stream);
         Ok(routed)
     }

@@ -6,7 +6,11 @@ use std::path::Path;
 const LANGUAGES: &[(&str, &[&str], &[&str])] = &[
     ("c", &[], &["c", "h"]),
     ("clojure", &[], &["clj", "cljs", "cljc"]),
-    ("cpp", &["c++", "cuda-cpp"], &["cpp", "cc", "cxx", "c++", "hpp", "hh", "hxx", "cu"]),
+    (
+        "cpp",
+        &["c++", "cuda-cpp"],
+        &["cpp", "cc", "cxx", "c++", "hpp", "hh", "hxx", "cu"],
+    ),
     ("csharp", &["c#"], &["cs"]),
     ("css", &["scss", "sass", "less"], &["css", "scss", "sass", "less"]),
     ("dart", &[], &["dart"]),
@@ -19,7 +23,11 @@ const LANGUAGES: &[(&str, &[&str], &[&str])] = &[
     ("hcl", &["terraform"], &["hcl", "tf", "tfvars"]),
     ("html", &["erb"], &["html", "htm", "erb"]),
     ("java", &[], &["java"]),
-    ("javascript", &["javascriptreact", "jsx"], &["js", "jsx", "mjs", "cjs"]),
+    (
+        "javascript",
+        &["javascriptreact", "jsx"],
+        &["js", "jsx", "mjs", "cjs"],
+    ),
     ("json", &["jsonc"], &["json", "jsonc"]),
     ("kotlin", &[], &["kt", "kts"]),
     ("lua", &[], &["lua"]),
@@ -35,11 +43,19 @@ const LANGUAGES: &[(&str, &[&str], &[&str])] = &[
     ("ruby", &[], &["rb", "rake", "gemspec"]),
     ("rust", &[], &["rs"]),
     ("scala", &[], &["scala", "sc"]),
-    ("shell", &["shellscript", "bash", "sh", "zsh"], &["sh", "bash", "zsh"]),
+    (
+        "shell",
+        &["shellscript", "bash", "sh", "zsh"],
+        &["sh", "bash", "zsh"],
+    ),
     ("sql", &[], &["sql"]),
     ("svelte", &[], &["svelte"]),
     ("swift", &[], &["swift"]),
-    ("typescript", &["typescriptreact", "tsx"], &["ts", "tsx", "mts", "cts"]),
+    (
+        "typescript",
+        &["typescriptreact", "tsx"],
+        &["ts", "tsx", "mts", "cts"],
+    ),
     ("vue", &[], &["vue"]),
     ("yaml", &["dockercompose"], &["yml", "yaml"]),
     ("zig", &[], &["zig"]),
@@ -48,13 +64,19 @@ const LANGUAGES: &[(&str, &[&str], &[&str])] = &[
 /// The language's name in lower case; empty when nobody knows it.
 pub(super) fn name(identifier: Option<&str>, file_name: &str) -> &'static str {
     let identifier = identifier.map(str::to_ascii_lowercase).unwrap_or_default();
-    let extension = Path::new(file_name).extension().and_then(|extension| extension.to_str());
+    let extension = Path::new(file_name)
+        .extension()
+        .and_then(|extension| extension.to_str());
     let extension = extension.map(str::to_ascii_lowercase).unwrap_or_default();
     let by_identifier = LANGUAGES
         .iter()
         .find(|(name, ids, _)| *name == identifier || ids.contains(&identifier.as_str()));
     by_identifier
-        .or_else(|| LANGUAGES.iter().find(|(_, _, endings)| endings.contains(&extension.as_str())))
+        .or_else(|| {
+            LANGUAGES
+                .iter()
+                .find(|(_, _, endings)| endings.contains(&extension.as_str()))
+        })
         .map_or("", |(name, ..)| name)
 }
 

@@ -25,7 +25,12 @@ pub(super) async fn one(
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
 ) -> Response {
-    match api.exchange.models(&caller).iter().find(|name| name.as_str() == id) {
+    match api
+        .exchange
+        .models(&caller)
+        .iter()
+        .find(|name| name.as_str() == id)
+    {
         Some(name) => Json(object(name)).into_response(),
         None => ApiError::Exchange(unknown(&id)).respond(Shape::OpenAi),
     }

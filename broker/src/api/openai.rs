@@ -48,11 +48,7 @@ async fn handle(mut inbound: Inbound, endpoint: Endpoint, own: &FeatureName) -> 
         .unwrap_or_else(|error| error.respond(Shape::OpenAi))
 }
 
-async fn forward(
-    inbound: &mut Inbound,
-    endpoint: Endpoint,
-    own: &FeatureName,
-) -> Result<Response, ApiError> {
+async fn forward(inbound: &mut Inbound, endpoint: Endpoint, own: &FeatureName) -> Result<Response, ApiError> {
     let feature = feature(inbound, own)?;
     inbound.gate(&feature)?;
     let body = inbound.bytes().await?;
@@ -80,9 +76,14 @@ fn feature(inbound: &Inbound, own: &FeatureName) -> Result<FeatureName, ApiError
     let caller = &inbound.caller;
     let Some(header) = inbound.headers.get(FEATURE) else {
         let allowed = caller.may_use(own);
-        return allowed.then(|| own.clone()).ok_or(ApiError::Forbidden(REFUSAL.into()));
+        return allowed
+            .then(|| own.clone())
+            .ok_or(ApiError::Forbidden(REFUSAL.into()));
     };
-    let named = header.to_str().ok().and_then(|text| FeatureName::parse(text.trim()).ok());
+    let named = header
+        .to_str()
+        .ok()
+        .and_then(|text| FeatureName::parse(text.trim()).ok());
     let named = named.ok_or_else(unknown_feature)?;
     let allowed = match &*caller.grant {
         // The endpoint has to be open to GitLab's tokens at all, then the scope decides.
@@ -92,12 +93,18 @@ fn feature(inbound: &Inbound, own: &FeatureName) -> Result<FeatureName, ApiError
         }
         Grant::ApiToken { .. } => caller.may_use(&named),
     };
-    allowed.then_some(named).ok_or(ApiError::Forbidden(REFUSAL.into()))
+    allowed
+        .then_some(named)
+        .ok_or(ApiError::Forbidden(REFUSAL.into()))
 }
 
 fn unknown_feature() -> ApiError {
     let message = "the feature that x-duo-feature names does not exist";
-    ApiError::Exchange(ExchangeError::new(FailureKind::InvalidRequest, "unknown_feature", message))
+    ApiError::Exchange(ExchangeError::new(
+        FailureKind::InvalidRequest,
+        "unknown_feature",
+        message,
+    ))
 }
 
 fn json_as_it_is(body: Bytes) -> Response {

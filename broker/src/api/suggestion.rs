@@ -67,18 +67,19 @@ async fn suggest(mut inbound: Inbound, format: Format) -> Response {
         .unwrap_or_else(|error| error.respond(shape))
 }
 
-async fn try_suggest(
-    inbound: &mut Inbound,
-    format: Format,
-    shape: &mut Shape,
-) -> Result<Response, ApiError> {
-    if inbound.require(&["complete_code", "generate_code"], &CODE_GENERATION, REFUSAL).is_err() {
+async fn try_suggest(inbound: &mut Inbound, format: Format, shape: &mut Shape) -> Result<Response, ApiError> {
+    if inbound
+        .require(&["complete_code", "generate_code"], &CODE_GENERATION, REFUSAL)
+        .is_err()
+    {
         inbound.require(&["complete_code"], &CODE_COMPLETION, REFUSAL)?;
     }
     let body = inbound.json().await?;
     let fields = Fields::parse(&body)?;
     let components = fields.objects("prompt_components", MAX_COMPONENTS)?;
-    let first = components.first().ok_or_else(|| fields.required("prompt_components"))?;
+    let first = components
+        .first()
+        .ok_or_else(|| fields.required("prompt_components"))?;
     let payload = first.required_object("payload")?;
     let stream = payload.flag("stream")?;
     let choice = code::metadata_hint(&fields);
@@ -100,7 +101,10 @@ async fn try_suggest(
             inbound.gate(&CODE_GENERATION)?;
             generate(inbound, &Generation::parse(&payload, choice)?, stream, format).await
         }
-        _ => Err(first.invalid("type", "has to be code_editor_completion or code_editor_generation")),
+        _ => Err(first.invalid(
+            "type",
+            "has to be code_editor_completion or code_editor_generation",
+        )),
     }
 }
 
@@ -163,7 +167,11 @@ async fn answer(
 ) -> Result<Response, ApiError> {
     let (summary, body) = reply.whole().await?;
     let whole = chunk::whole(&summary, &body)?;
-    let text = if strip_fences { fence::strip(&whole.text) } else { whole.text };
+    let text = if strip_fences {
+        fence::strip(&whole.text)
+    } else {
+        whole.text
+    };
     let model = json!({"engine": model.engine, "name": model.name, "lang": lang});
     let body = json!({
         "choices": code::choices(&text),
@@ -188,7 +196,10 @@ fn context_of<'a>(inbound: &Inbound, components: &[Fields<'a>]) -> Result<Vec<Co
     let mut items = Vec::new();
     for component in components {
         if component.required_text("type", code::MAX_NAME)? == "code_context" {
-            items.push(code::context_item(&component.required_object("payload")?, MAX_CONTEXT_CONTENT)?);
+            items.push(code::context_item(
+                &component.required_object("payload")?,
+                MAX_CONTEXT_CONTENT,
+            )?);
         }
     }
     Ok(items)
@@ -255,7 +266,11 @@ impl<'a> Generation<'a> {
             .room(PROMPT_ID, &routed.model)?
             .saturating_sub(instruction.map_or(0, str::len));
         let lists = [&self.related_snippets, &self.related_files, &self.libraries];
-        let listed: usize = lists.iter().flat_map(|list| list.iter()).map(|text| text.len()).sum();
+        let listed: usize = lists
+            .iter()
+            .flat_map(|list| list.iter())
+            .map(|text| text.len())
+            .sum();
         let examples: usize = self.examples.iter().map(|(a, b)| a.len() + b.len()).sum();
         let above = self.above.as_deref().unwrap_or(&self.file.above);
         let below = self.below.as_deref().unwrap_or(&self.file.below);

@@ -65,7 +65,8 @@ impl WriterMetrics {
             ),
             written: register(
                 registry,
-                IntCounter::new("duo_audit_written_total", "Audit records written to PostgreSQL.").expect(named),
+                IntCounter::new("duo_audit_written_total", "Audit records written to PostgreSQL.")
+                    .expect(named),
             ),
             batches: register(
                 registry,
@@ -227,7 +228,8 @@ impl Writer {
                 .await;
             match kept {
                 Err(StoreError::Unavailable(error)) => {
-                    self.pause(attempt, &error, std::slice::from_ref(delivery)).await?;
+                    self.pause(attempt, &error, std::slice::from_ref(delivery))
+                        .await?;
                 }
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
@@ -297,7 +299,10 @@ fn decode(payload: &[u8]) -> Result<AuditRecord, String> {
         return Err(format!("request id {} is no UUIDv7", record.request_id));
     }
     if (record.kind == AuditKind::Ended) != record.end.is_some() {
-        return Err(format!("a record of kind {} with the wrong end", record.kind.as_str()));
+        return Err(format!(
+            "a record of kind {} with the wrong end",
+            record.kind.as_str()
+        ));
     }
     Ok(record)
 }

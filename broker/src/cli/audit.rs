@@ -64,12 +64,16 @@ pub(super) async fn run(command: AuditCommand) -> anyhow::Result<ExitCode> {
         Format::Json => output::json(&page)?,
         Format::Table => {
             let header = [
-                "TIME", "OUTCOME", "FEATURE", "MODEL", "USER", "WAIT MS", "FIRST MS", "TOTAL MS", "TOKENS", "REQUEST",
+                "TIME", "OUTCOME", "FEATURE", "MODEL", "USER", "WAIT MS", "FIRST MS", "TOTAL MS", "TOKENS",
+                "REQUEST",
             ];
             let rows: Vec<_> = page.events.iter().map(row).collect();
             output::table(&header, &rows)?;
             if page.next_cursor.is_some() {
-                say(&format!("the newest {} are shown; there are more, see --limit", rows.len()));
+                say(&format!(
+                    "the newest {} are shown; there are more, see --limit",
+                    rows.len()
+                ));
             }
         }
     }
@@ -114,7 +118,10 @@ impl SearchArguments {
 fn row(event: &Event) -> Vec<String> {
     let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
     let milliseconds = |micros: Option<i64>| {
-        micros.map_or_else(|| "-".to_owned(), |micros| format!("{}.{}", micros / 1000, micros % 1000 / 100))
+        micros.map_or_else(
+            || "-".to_owned(),
+            |micros| format!("{}.{}", micros / 1000, micros % 1000 / 100),
+        )
     };
     let person = event.user_id.as_ref().or(event.token_id.as_ref());
     let tokens = match (event.input_tokens, event.output_tokens) {
@@ -143,8 +150,11 @@ fn row(event: &Event) -> Vec<String> {
 fn moment(text: &str) -> Result<OffsetDateTime, String> {
     if let Ok(span) = parse_duration(text) {
         let span = time::Duration::try_from(span).map_err(|error| error.to_string())?;
-        return clock::now().checked_sub(span).ok_or_else(|| "is too long ago".to_owned());
+        return clock::now()
+            .checked_sub(span)
+            .ok_or_else(|| "is too long ago".to_owned());
     }
-    OffsetDateTime::parse(text, &Rfc3339)
-        .map_err(|_| "write a span such as 10m, 2h or 30d, or a moment such as 2026-11-22T10:00:00Z".to_owned())
+    OffsetDateTime::parse(text, &Rfc3339).map_err(|_| {
+        "write a span such as 10m, 2h or 30d, or a moment such as 2026-11-22T10:00:00Z".to_owned()
+    })
 }

@@ -76,7 +76,10 @@ async fn check(path: &Path) -> anyhow::Result<ExitCode> {
     };
     let would = config_file::dry_run(&store, &file, &actor(None), &check_prompt).await;
     let applied = would.map_err(|error| refused(path, error))?;
-    line(&format!("the file is good and would change {}", counted(applied.edits.len())))?;
+    line(&format!(
+        "the file is good and would change {}",
+        counted(applied.edits.len())
+    ))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -112,7 +115,9 @@ fn described(edit: &Edit) -> String {
     let record = edit.record();
     let fields = match (&record.before, &record.after) {
         (Some(Value::Object(before)), Some(Value::Object(after))) => {
-            let changed = after.iter().filter(|(name, value)| before.get(*name) != Some(value));
+            let changed = after
+                .iter()
+                .filter(|(name, value)| before.get(*name) != Some(value));
             let gone = before.iter().filter(|(name, _)| !after.contains_key(*name));
             let changed = changed.map(|(name, value)| format!("{name}={}", short(value)));
             let gone = gone.map(|(name, _)| format!("{name}=none"));
@@ -120,7 +125,9 @@ fn described(edit: &Edit) -> String {
         }
         (None, Some(Value::Object(after))) => {
             let fields = after.iter();
-            fields.map(|(name, value)| format!("{name}={}", short(value))).collect()
+            fields
+                .map(|(name, value)| format!("{name}={}", short(value)))
+                .collect()
         }
         _ => Vec::new(),
     };
@@ -129,7 +136,9 @@ fn described(edit: &Edit) -> String {
         (_, None) => '-',
         _ => '~',
     };
-    format!("{sign} {} {} {}", record.what, record.subject, fields.join(" ")).trim_end().to_owned()
+    format!("{sign} {} {} {}", record.what, record.subject, fields.join(" "))
+        .trim_end()
+        .to_owned()
 }
 
 /// A value on one line; a template's text is only measured.
@@ -142,7 +151,11 @@ fn short(value: &Value) -> String {
 }
 
 fn counted(rows: usize) -> String {
-    if rows == 1 { "1 row".to_owned() } else { format!("{rows} rows") }
+    if rows == 1 {
+        "1 row".to_owned()
+    } else {
+        format!("{rows} rows")
+    }
 }
 
 fn read(path: &Path) -> anyhow::Result<ConfigFile> {
@@ -163,8 +176,16 @@ fn listed(path: &Path, problems: &[Problem]) -> anyhow::Error {
     for problem in problems {
         say(&format!("{}: {problem}", path.display()));
     }
-    let count = if problems.len() == 1 { "1 problem".to_owned() } else { format!("{} problems", problems.len()) };
-    ConfigProblem(format!("{} is refused with {count}; nothing was changed", path.display())).into()
+    let count = if problems.len() == 1 {
+        "1 problem".to_owned()
+    } else {
+        format!("{} problems", problems.len())
+    };
+    ConfigProblem(format!(
+        "{} is refused with {count}; nothing was changed",
+        path.display()
+    ))
+    .into()
 }
 
 /// Tells whether a template can be used.

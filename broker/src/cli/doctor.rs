@@ -28,7 +28,11 @@ pub(super) async fn run(arguments: &DoctorArguments) -> anyhow::Result<ExitCode>
         }
     }
     let sound = findings.iter().all(|finding| finding.verdict != Verdict::Fail);
-    Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if sound {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn settings() -> anyhow::Result<Settings> {

@@ -78,7 +78,12 @@ pub(super) async fn run(command: TokenCommand) -> anyhow::Result<ExitCode> {
 async fn create(arguments: CreateArguments) -> anyhow::Result<()> {
     let expires_at = arguments
         .expires
-        .map(|span| clock::now().checked_add(span.try_into().ok()?).context("--expires is too far away").ok())
+        .map(|span| {
+            clock::now()
+                .checked_add(span.try_into().ok()?)
+                .context("--expires is too far away")
+                .ok()
+        })
         .map(|moment| moment.context("--expires is too far away"))
         .transpose()?;
     let new = NewToken {
@@ -90,8 +95,15 @@ async fn create(arguments: CreateArguments) -> anyhow::Result<()> {
         limit: arguments.limit,
     };
     let (id, secret) = store()?.create_token(&actor(arguments.actor), &new).await?;
-    let until = expires_at.map_or_else(|| "until it is revoked".to_owned(), |at| format!("until {}", output::moment(at)));
-    say(&format!("token {id} ({}, {}) is good {until}", new.name, new.role.as_str()));
+    let until = expires_at.map_or_else(
+        || "until it is revoked".to_owned(),
+        |at| format!("until {}", output::moment(at)),
+    );
+    say(&format!(
+        "token {id} ({}, {}) is good {until}",
+        new.name,
+        new.role.as_str()
+    ));
     say("keep the secret, it is not shown again:");
     line(secret.expose_secret())?;
     Ok(())
@@ -103,21 +115,30 @@ async fn list(format: Format) -> anyhow::Result<()> {
         return output::json(&tokens);
     }
     let rows: Vec<_> = tokens.iter().map(row).collect();
-    let header = ["NAME", "ROLE", "STATE", "EXPIRES", "FEATURES", "MODELS", "LIMIT", "CREATED", "BY", "ID"];
+    let header = [
+        "NAME", "ROLE", "STATE", "EXPIRES", "FEATURES", "MODELS", "LIMIT", "CREATED", "BY", "ID",
+    ];
     output::table(&header, &rows)?;
     Ok(())
 }
 
 fn row(token: &TokenRow) -> Vec<String> {
     let names = |names: &Option<Vec<String>>, none: &str| {
-        names.as_ref().map_or_else(|| none.to_owned(), |names| names.join(","))
+        names
+            .as_ref()
+            .map_or_else(|| none.to_owned(), |names| names.join(","))
     };
     vec![
         token.name.clone(),
         token.role.clone(),
         token.state.clone(),
-        token.expires_at.map_or_else(|| "never".to_owned(), output::moment),
-        names(&token.features, if token.role == "client" { "openai_*" } else { "-" }),
+        token
+            .expires_at
+            .map_or_else(|| "never".to_owned(), output::moment),
+        names(
+            &token.features,
+            if token.role == "client" { "openai_*" } else { "-" },
+        ),
         names(&token.models, if token.role == "client" { "all" } else { "-" }),
         token.limit.to_string(),
         output::moment(token.created_at),

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::store::features::{FeatureKind, body_policy_text};
 use crate::store::features::FeatureRow;
+use crate::store::features::{FeatureKind, body_policy_text};
 use crate::store::snapshot::ConfigState;
 
 #[derive(Serialize)]

@@ -44,7 +44,8 @@ pub fn plan(
     }
     if let Some(prompts) = &file.prompts {
         next.prompts.clone_from(prompts);
-        next.prompts.sort_by(|a, b| (&a.id, &a.family).cmp(&(&b.id, &b.family)));
+        next.prompts
+            .sort_by(|a, b| (&a.id, &a.family).cmp(&(&b.id, &b.family)));
     }
     want_support_levels(file, &mut next, &mut problems);
     want_features(file, &mut next, actor, &mut problems);
@@ -69,9 +70,8 @@ fn want_support_levels(file: &ConfigFile, next: &mut ConfigState, problems: &mut
             support: wanted.clone(),
             reason: Some(reason.clone()),
         };
-        let is_pair = |row: &SupportRow| {
-            row.support.feature == wanted.feature && row.support.family == wanted.family
-        };
+        let is_pair =
+            |row: &SupportRow| row.support.feature == wanted.feature && row.support.family == wanted.family;
         match next.support_levels.iter_mut().find(|row| is_pair(row)) {
             Some(there) => *there = row,
             None => next.support_levels.push(row),
@@ -124,7 +124,9 @@ fn want_settings(feature: &mut Feature, wanted: &WantedFeature) {
     }
     let milliseconds = |span: std::time::Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
     feature.lane = wanted.lane.unwrap_or(feature.lane);
-    feature.first_byte_within_ms = wanted.first_byte_within.map_or(feature.first_byte_within_ms, milliseconds);
+    feature.first_byte_within_ms = wanted
+        .first_byte_within
+        .map_or(feature.first_byte_within_ms, milliseconds);
     feature.end_within_ms = wanted.end_within.map_or(feature.end_within_ms, milliseconds);
     feature.bodies = wanted.bodies.unwrap_or(feature.bodies);
 }
@@ -177,11 +179,18 @@ fn placed(file: &ConfigFile, violation: Violation) -> Problem {
 fn edits(old: &ConfigState, new: &ConfigState) -> Vec<Edit> {
     let mut edits = Vec::new();
     let (put, removed) = difference(&old.models, &new.models, |model| model.name.clone());
-    edits.extend(put.into_iter().map(|(before, after)| Edit::PutModel(before, after)));
+    edits.extend(
+        put.into_iter()
+            .map(|(before, after)| Edit::PutModel(before, after)),
+    );
     let (levels, _) = difference(&old.support_levels, &new.support_levels, |row| {
         (row.support.feature.clone(), row.support.family.clone())
     });
-    edits.extend(levels.into_iter().map(|(before, after)| Edit::PutSupport(before, after)));
+    edits.extend(
+        levels
+            .into_iter()
+            .map(|(before, after)| Edit::PutSupport(before, after)),
+    );
     let (features, _) = difference(&old.features, &new.features, |row| row.feature.name.clone());
     edits.extend(features.into_iter().filter_map(|(before, after)| {
         // Features are never added, so each had a row.
@@ -189,10 +198,16 @@ fn edits(old: &ConfigState, new: &ConfigState) -> Vec<Edit> {
     }));
     edits.extend(removed.into_iter().map(Edit::RemoveModel));
     let (put, removed) = difference(&old.prompts, &new.prompts, |p| (p.id.clone(), p.family.clone()));
-    edits.extend(put.into_iter().map(|(before, after)| Edit::PutPrompt(before, after)));
+    edits.extend(
+        put.into_iter()
+            .map(|(before, after)| Edit::PutPrompt(before, after)),
+    );
     edits.extend(removed.into_iter().map(Edit::RemovePrompt));
     let (put, removed) = difference(&old.issuers, &new.issuers, |issuer| issuer.url.clone());
-    edits.extend(put.into_iter().map(|(before, after)| Edit::PutIssuer(before, after)));
+    edits.extend(
+        put.into_iter()
+            .map(|(before, after)| Edit::PutIssuer(before, after)),
+    );
     edits.extend(removed.into_iter().map(Edit::RemoveIssuer));
     edits
 }

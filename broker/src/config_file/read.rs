@@ -52,7 +52,11 @@ pub(super) enum Assignment {
     Model(ModelName),
 }
 
-pub(super) fn read(text: &str, folder: &Path, check_prompt: PromptCheck<'_>) -> Result<ConfigFile, Vec<Problem>> {
+pub(super) fn read(
+    text: &str,
+    folder: &Path,
+    check_prompt: PromptCheck<'_>,
+) -> Result<ConfigFile, Vec<Problem>> {
     let root = node::parse(text).map_err(|problem| vec![problem])?;
     let mut reader = Reader {
         folder,
@@ -94,30 +98,40 @@ impl Fields {
 impl Reader<'_> {
     fn root(&mut self, root: Node) {
         let known = ["models", "features", "issuers", "support_levels", "prompts"];
-        let Some(mut parts) = self.fields(String::new(), root, &known) else { return };
+        let Some(mut parts) = self.fields(String::new(), root, &known) else {
+            return;
+        };
         if let Some((path, node)) = parts.part("models") {
             self.file.models = self.items(&path, node, Self::model);
-            self.unique(&path, |file| file.models.iter().flatten().map(|m| m.name.to_string()).collect());
+            self.unique(&path, |file| {
+                file.models.iter().flatten().map(|m| m.name.to_string()).collect()
+            });
         }
         if let Some((path, node)) = parts.part("features") {
             self.features(&path, node);
         }
         if let Some((path, node)) = parts.part("issuers") {
             self.file.issuers = self.items(&path, node, Self::issuer);
-            self.unique(&path, |file| file.issuers.iter().flatten().map(|i| i.url.clone()).collect());
+            self.unique(&path, |file| {
+                file.issuers.iter().flatten().map(|i| i.url.clone()).collect()
+            });
         }
         if let Some((path, node)) = parts.part("support_levels") {
             self.file.support_levels = self.items(&path, node, Self::support).unwrap_or_default();
             self.unique(&path, |file| {
                 let pairs = file.support_levels.iter();
-                pairs.map(|(s, _)| format!("{} and {}", s.feature, s.family)).collect()
+                pairs
+                    .map(|(s, _)| format!("{} and {}", s.feature, s.family))
+                    .collect()
             });
         }
         if let Some((path, node)) = parts.part("prompts") {
             self.file.prompts = self.items(&path, node, Self::prompt);
             self.unique(&path, |file| {
                 let prompts = file.prompts.iter().flatten();
-                prompts.map(|p| format!("{} of family {}", p.id, p.family)).collect()
+                prompts
+                    .map(|p| format!("{} of family {}", p.id, p.family))
+                    .collect()
             });
         }
     }
@@ -172,19 +186,40 @@ impl Reader<'_> {
             Value::Text(word) if word == "inactive" || word == "active" => {
                 let inactive = word == "inactive";
                 return Some(WantedFeature {
-                    assignment: Some(if inactive { Assignment::Inactive } else { Assignment::Active }),
+                    assignment: Some(if inactive {
+                        Assignment::Inactive
+                    } else {
+                        Assignment::Active
+                    }),
                     ..WantedFeature::default()
                 });
             }
             Value::Map(_) => {}
             other => {
-                self.expected(node.place, path, "`inactive`, `active` or a mapping such as {model: NAME}", other);
+                self.expected(
+                    node.place,
+                    path,
+                    "`inactive`, `active` or a mapping such as {model: NAME}",
+                    other,
+                );
                 return None;
             }
         }
-        let known = ["model", "active", "acknowledge", "lane", "first_byte_within", "end_within", "bodies"];
+        let known = [
+            "model",
+            "active",
+            "acknowledge",
+            "lane",
+            "first_byte_within",
+            "end_within",
+            "bodies",
+        ];
         let mut fields = self.fields(path.to_owned(), node, &known)?;
-        let places: Vec<_> = fields.entries.iter().map(|(key, node)| (key.name.clone(), node.place)).collect();
+        let places: Vec<_> = fields
+            .entries
+            .iter()
+            .map(|(key, node)| (key.name.clone(), node.place))
+            .collect();
         for (name, place) in places {
             self.file.places.insert(format!("{path}.{name}"), place);
         }
@@ -251,12 +286,20 @@ impl Reader<'_> {
         let text = match (text, from_file) {
             (Some(text), None) | (None, Some(text)) => text,
             (Some(_), Some(_)) => {
-                self.problem(place, path.to_owned(), "give `text` or `file`, not both".to_owned());
+                self.problem(
+                    place,
+                    path.to_owned(),
+                    "give `text` or `file`, not both".to_owned(),
+                );
                 return None;
             }
             (None, None) => {
                 // A text or file that could not be read has its own problem already.
-                if !self.problems.iter().any(|problem| problem.part.starts_with(&format!("{path}."))) {
+                if !self
+                    .problems
+                    .iter()
+                    .any(|problem| problem.part.starts_with(&format!("{path}.")))
+                {
                     self.problem(place, path.to_owned(), "`text` or `file` is missing".to_owned());
                 }
                 return None;
@@ -340,7 +383,12 @@ impl Reader<'_> {
         {
             return Some(count);
         }
-        self.expected(node.place, path, "a whole number of tokens above zero", &node.value);
+        self.expected(
+            node.place,
+            path,
+            "a whole number of tokens above zero",
+            &node.value,
+        );
         None
     }
 
@@ -359,7 +407,9 @@ impl Reader<'_> {
         let place = node.place;
         let text = self.text(path, node)?;
         match parse_duration(&text) {
-            Ok(span) if span.is_zero() => self.problem(place, path.to_owned(), "must be above zero".to_owned()),
+            Ok(span) if span.is_zero() => {
+                self.problem(place, path.to_owned(), "must be above zero".to_owned())
+            }
             Ok(span) if span > LONGEST_DEADLINE => {
                 self.problem(place, path.to_owned(), "may be a day at most".to_owned());
             }
@@ -374,7 +424,11 @@ impl Reader<'_> {
         let text = self.text(path, node)?;
         let policy = body_policy(&text);
         if policy.is_none() {
-            self.problem(place, path.to_owned(), format!("unknown policy {text:?}: none, digest or full"));
+            self.problem(
+                place,
+                path.to_owned(),
+                format!("unknown policy {text:?}: none, digest or full"),
+            );
         }
         policy
     }
@@ -395,12 +449,16 @@ impl Reader<'_> {
         let text = self.line(path, node)?;
         let url = reqwest::Url::parse(&text);
         let fits = url.is_ok_and(|url| {
-            matches!(url.scheme(), "http" | "https") && url.has_host() && url.query().is_none() && url.username().is_empty()
+            matches!(url.scheme(), "http" | "https")
+                && url.has_host()
+                && url.query().is_none()
+                && url.username().is_empty()
         });
         if fits {
             return Some(text);
         }
-        let message = "is no base URL; write https://gitlab.example.com as the instance calls itself".to_owned();
+        let message =
+            "is no base URL; write https://gitlab.example.com as the instance calls itself".to_owned();
         self.problem(place, path.to_owned(), message);
         None
     }
@@ -426,8 +484,9 @@ impl Reader<'_> {
             self.expected(place, &path, "a mapping", &node.value);
             return None;
         };
-        let (entries, unknown): (Vec<_>, Vec<_>) =
-            entries.into_iter().partition(|(key, _)| known.contains(&key.name.as_str()));
+        let (entries, unknown): (Vec<_>, Vec<_>) = entries
+            .into_iter()
+            .partition(|(key, _)| known.contains(&key.name.as_str()));
         for (key, _) in unknown {
             let message = format!("unknown key {:?}; known are {}", key.name, known.join(", "));
             self.problem(key.place, path.clone(), message);
@@ -503,7 +562,11 @@ impl Reader<'_> {
             Value::Number(number) => number.clone(),
             other => other.noun().to_owned(),
         };
-        self.problem(place, path.to_owned(), format!("expected {wanted}, found {found}"));
+        self.problem(
+            place,
+            path.to_owned(),
+            format!("expected {wanted}, found {found}"),
+        );
     }
 
     fn problem(&mut self, place: Place, part: String, message: String) {

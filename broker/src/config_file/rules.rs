@@ -20,7 +20,11 @@ pub struct Violation {
 /// Every rule that `state` breaks.
 #[must_use]
 pub fn check(state: &ConfigState, check_prompt: PromptCheck<'_>) -> Vec<Violation> {
-    let mut violations: Vec<_> = state.features.iter().filter_map(|row| check_feature(state, row)).collect();
+    let mut violations: Vec<_> = state
+        .features
+        .iter()
+        .filter_map(|row| check_feature(state, row))
+        .collect();
     for prompt in &state.prompts {
         if let Err(message) = check_prompt(prompt) {
             violations.push(Violation {
@@ -50,11 +54,13 @@ fn check_feature(state: &ConfigState, row: &FeatureRow) -> Option<Violation> {
         (None, _) if !feature.active => None,
         (None, _) => violation("", "an active feature needs a model: {model: NAME}".to_owned()),
         (Some(_), FeatureKind::Openai) => {
-            let message = "has no model of its own, the request names one; write `active` or `inactive`".to_owned();
+            let message =
+                "has no model of its own, the request names one; write `active` or `inactive`".to_owned();
             violation(".model", message)
         }
-        (Some(model), _) => check_assignment(state, row, model)
-            .map_or_else(|message| violation(".model", message), |()| None),
+        (Some(model), _) => {
+            check_assignment(state, row, model).map_or_else(|message| violation(".model", message), |()| None)
+        }
     }
 }
 
@@ -62,16 +68,26 @@ fn check_feature(state: &ConfigState, row: &FeatureRow) -> Option<Violation> {
 fn check_assignment(state: &ConfigState, row: &FeatureRow, name: &ModelName) -> Result<(), String> {
     let feature = &row.feature.name;
     let Some(Model { family, .. }) = state.models.iter().find(|model| model.name == *name) else {
-        return Err(format!("there is no model {name:?}; it is assigned to {feature}", name = name.as_str()));
+        return Err(format!(
+            "there is no model {name:?}; it is assigned to {feature}",
+            name = name.as_str()
+        ));
     };
-    match level_of(state.support_levels.iter().map(|row| &row.support), feature, family) {
+    match level_of(
+        state.support_levels.iter().map(|row| &row.support),
+        feature,
+        family,
+    ) {
         SupportLevel::Supported => Ok(()),
         SupportLevel::NotSupported => Err(format!(
             "the feature {feature} does not go with the model family {family} (level not_supported), so {name} cannot \
              be assigned to it; choose another model, or raise the level with a reason after an evaluation"
         )),
         SupportLevel::ToBeEvaluated
-            if row.acknowledgement.as_ref().is_some_and(|given| given.family == *family) =>
+            if row
+                .acknowledgement
+                .as_ref()
+                .is_some_and(|given| given.family == *family) =>
         {
             Ok(())
         }

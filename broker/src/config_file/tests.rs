@@ -70,9 +70,16 @@ surprise: 1
     ];
     let found = problems(text);
     for line in expected {
-        assert!(found.iter().any(|problem| problem == line), "missing: {line}\nfound: {found:#?}");
+        assert!(
+            found.iter().any(|problem| problem == line),
+            "missing: {line}\nfound: {found:#?}"
+        );
     }
-    assert_eq!(found.len(), expected.len() + 1, "the empty list of issuers is a problem too: {found:#?}");
+    assert_eq!(
+        found.len(),
+        expected.len() + 1,
+        "the empty list of issuers is a problem too: {found:#?}"
+    );
 }
 
 #[test]

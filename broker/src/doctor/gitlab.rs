@@ -24,7 +24,8 @@ struct Discovery {
 
 pub(super) async fn examine(settings: &Settings, issuers: &[Issuer], findings: &mut Vec<Finding>) {
     if issuers.is_empty() {
-        let remedy = "add the GitLab instance to `issuers` of the configuration file, unless only API tokens are used";
+        let remedy =
+            "add the GitLab instance to `issuers` of the configuration file, unless only API tokens are used";
         findings.push(warn("gitlab", "no instance is configured", remedy));
         return;
     }
@@ -53,7 +54,10 @@ async fn examine_issuer(
     let response = answer(client, &url).await?;
     let date = response.headers().get(DATE).and_then(|date| date.to_str().ok());
     let date = date.and_then(|date| OffsetDateTime::parse(date, &Rfc2822).ok());
-    let discovery: Discovery = response.json().await.map_err(|error| format!("{url}: {}", chain(&error)))?;
+    let discovery: Discovery = response
+        .json()
+        .await
+        .map_err(|error| format!("{url}: {}", chain(&error)))?;
     if discovery.issuer.trim_end_matches('/') != base {
         let remedy = "write the issuer's URL as the instance writes it";
         let found = format!("{base} calls itself {}", discovery.issuer);
@@ -67,7 +71,11 @@ async fn examine_issuer(
     let usable = keys.keys.iter().filter(|key| {
         matches!(key.algorithm, AlgorithmParameters::RSA(_)) && DecodingKey::from_jwk(key).is_ok()
     });
-    let found = format!("{base}: {} of {} keys can check RS256", usable.clone().count(), keys.keys.len());
+    let found = format!(
+        "{base}: {} of {} keys can check RS256",
+        usable.clone().count(),
+        keys.keys.len()
+    );
     findings.push(if usable.count() > 0 {
         ok("gitlab", found)
     } else {

@@ -16,8 +16,14 @@ pub(super) fn examine(settings: &Settings, findings: &mut Vec<Finding>) {
     let shown = path.display();
     let read = std::fs::metadata(path).and_then(|metadata| Ok((metadata, std::fs::read(path)?)));
     findings.push(match read {
-        Err(error) => fail("seal key", format!("cannot read {shown}: {error}"), "check path and owner"),
-        Ok((_, content)) if content.is_empty() => fail("seal key", format!("{shown} is empty"), "write a key to it"),
+        Err(error) => fail(
+            "seal key",
+            format!("cannot read {shown}: {error}"),
+            "check path and owner",
+        ),
+        Ok((_, content)) if content.is_empty() => {
+            fail("seal key", format!("{shown} is empty"), "write a key to it")
+        }
         Ok((metadata, _)) if metadata.permissions().mode() & 0o007 != 0 => warn(
             "seal key",
             format!("{shown} may be read by everybody on this machine"),

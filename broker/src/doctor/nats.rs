@@ -18,11 +18,19 @@ pub(super) async fn examine(settings: &Settings, findings: &mut Vec<Finding>) {
     let nats = match tokio::time::timeout(TIMEOUT, Nats::connect(&settings.nats)).await {
         Ok(Ok(nats)) => nats,
         Ok(Err(error)) => {
-            findings.push(fail("nats", chain(&error), "check that it runs, and DUO_NATS_URL"));
+            findings.push(fail(
+                "nats",
+                chain(&error),
+                "check that it runs, and DUO_NATS_URL",
+            ));
             return;
         }
         Err(_) => {
-            findings.push(fail("nats", "does not answer in time", "check that it runs, and DUO_NATS_URL"));
+            findings.push(fail(
+                "nats",
+                "does not answer in time",
+                "check that it runs, and DUO_NATS_URL",
+            ));
             return;
         }
     };
@@ -45,12 +53,17 @@ async fn jetstream(nats: &Nats, findings: &mut Vec<Finding>) {
     match tokio::time::timeout(TIMEOUT, context.query_account()).await {
         Ok(Ok(account)) => findings.push(ok("jetstream", format!("{} streams", account.streams))),
         Ok(Err(error)) => {
-            let remedy = "add a `jetstream` block to the server's configuration, and check this user's rights";
+            let remedy =
+                "add a `jetstream` block to the server's configuration, and check this user's rights";
             findings.push(fail("jetstream", chain(&error), remedy));
             return;
         }
         Err(_) => {
-            findings.push(fail("jetstream", "does not answer in time", "see the server's log"));
+            findings.push(fail(
+                "jetstream",
+                "does not answer in time",
+                "see the server's log",
+            ));
             return;
         }
     }

@@ -60,7 +60,11 @@ async fn migrated(store: &Store, findings: &mut Vec<Finding>) -> bool {
     let migrations = match store.migrations().await {
         Ok(migrations) => migrations,
         Err(error) => {
-            findings.push(fail("migrations", chain(&error), "grant this user the rights of the tables' owner"));
+            findings.push(fail(
+                "migrations",
+                chain(&error),
+                "grant this user the rights of the tables' owner",
+            ));
             return false;
         }
     };
@@ -90,7 +94,11 @@ async fn configured(store: &Store, findings: &mut Vec<Finding>) -> Vec<Issuer> {
     let state = match store.config_state().await {
         Ok(state) => state,
         Err(error) => {
-            findings.push(fail("configuration", chain(&error), "restore the database from a backup"));
+            findings.push(fail(
+                "configuration",
+                chain(&error),
+                "restore the database from a backup",
+            ));
             return Vec::new();
         }
     };
@@ -102,7 +110,11 @@ async fn configured(store: &Store, findings: &mut Vec<Finding>) -> Vec<Issuer> {
         state.features.len()
     );
     findings.push(if state.models.is_empty() {
-        warn("configuration", found, "name models in a file and run `duo-broker config apply FILE`")
+        warn(
+            "configuration",
+            found,
+            "name models in a file and run `duo-broker config apply FILE`",
+        )
     } else {
         ok("configuration", found)
     });

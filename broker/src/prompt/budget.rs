@@ -99,7 +99,10 @@ mod tests {
     #[test]
     fn a_short_file_stays_whole() {
         let fitted = fit(1000, "before", "after", 10);
-        assert_eq!((fitted.prefix, fitted.suffix, fitted.context), ("before", "after", 10));
+        assert_eq!(
+            (fitted.prefix, fitted.suffix, fitted.context),
+            ("before", "after", 10)
+        );
     }
 
     #[test]
@@ -114,7 +117,10 @@ mod tests {
 
     #[test]
     fn items_are_taken_whole_or_not_at_all() {
-        assert_eq!(whole_items(5, ["abc", "defg", "hi"], |item| item.len()), ["abc", "hi"]);
+        assert_eq!(
+            whole_items(5, ["abc", "defg", "hi"], |item| item.len()),
+            ["abc", "hi"]
+        );
     }
 
     proptest! {

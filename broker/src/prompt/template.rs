@@ -112,8 +112,7 @@ impl Template {
     /// Says in words what is wrong with it.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let (front, body) = split_front(text).ok_or("front matter between two lines of --- is missing")?;
-        let front: Front =
-            serde_saphyr::from_str(front).map_err(|error| format!("front matter: {error}"))?;
+        let front: Front = serde_saphyr::from_str(front).map_err(|error| format!("front matter: {error}"))?;
         check_front(&front)?;
         let parts = match front.kind {
             Kind::Completion => vec![(Section::Message(Role::User), body.to_owned())],
@@ -219,7 +218,9 @@ impl Template {
 
 /// Front matter and body; the body starts after the closing line.
 fn split_front(text: &str) -> Option<(&str, &str)> {
-    let rest = text.strip_prefix("---\n").or_else(|| text.strip_prefix("---\r\n"))?;
+    let rest = text
+        .strip_prefix("---\n")
+        .or_else(|| text.strip_prefix("---\r\n"))?;
     let mut at = 0;
     for line in rest.split_inclusive('\n') {
         if line.trim_end() == "---" {
@@ -237,7 +238,10 @@ fn check_front(front: &Front) -> Result<(), String> {
     if !(0.0..=2.0).contains(&front.temperature) {
         return Err("temperature has to be between 0 and 2".to_owned());
     }
-    let numbers = front.version.split('.').filter(|part| part.parse::<u32>().is_ok());
+    let numbers = front
+        .version
+        .split('.')
+        .filter(|part| part.parse::<u32>().is_ok());
     if front.version.split('.').count() != 3 || numbers.count() != 3 {
         return Err(format!("version {:?} is not of the form 1.2.3", front.version));
     }

@@ -129,8 +129,14 @@ fn an_override_that_would_not_load_is_refused_in_words() {
         (good.replace("{{ diff }}", "{{ diff "), "section"),
         (good.replace("{{ diff }}", "{{ other }}"), "other"),
         (good.replace("inputs: [diff]", "inputs: [diff, secret]"), "secret"),
-        (good.replace("scope: generate_commit_message", "scope: ask_issue"), "scope"),
-        (good.replace("[[user]]", "[[users]]").replace("[[system]]", "x"), "marker"),
+        (
+            good.replace("scope: generate_commit_message", "scope: ask_issue"),
+            "scope",
+        ),
+        (
+            good.replace("[[user]]", "[[users]]").replace("[[system]]", "x"),
+            "marker",
+        ),
     ] {
         let problem = check(&override_of(bad)).expect_err(word);
         assert!(problem.contains(word), "{problem:?} should name {word:?}");

@@ -137,7 +137,10 @@ async fn take_config(followed: &Followed, served: &mut Served, configured: &mut 
     }
     followed.routing.store(snapshot);
     served.config = revision;
-    followed.metrics.config_revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
+    followed
+        .metrics
+        .config_revision
+        .set(i64::try_from(revision).unwrap_or(i64::MAX));
     tracing::info!(revision, "serving the configuration");
     if let Some(latch) = configured.take() {
         latch.release();

@@ -35,7 +35,9 @@ pub(super) async fn serve(
         }
     };
     let make = app.into_make_service_with_connect_info::<SocketAddr>();
-    let served = axum::serve(listener, make).with_graceful_shutdown(drain).into_future();
+    let served = axum::serve(listener, make)
+        .with_graceful_shutdown(drain)
+        .into_future();
     let mut served = std::pin::pin!(served);
     tokio::select! {
         result = &mut served => {

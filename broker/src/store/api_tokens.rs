@@ -71,7 +71,11 @@ impl Store {
     ///
     /// # Errors
     /// A live token has the name, a feature does not exist, or Postgres is away.
-    pub async fn create_token(&self, actor: &str, new: &NewToken) -> Result<(Uuid, SecretString), StoreError> {
+    pub async fn create_token(
+        &self,
+        actor: &str,
+        new: &NewToken,
+    ) -> Result<(Uuid, SecretString), StoreError> {
         let secret = secret(new.role);
         let id = Uuid::now_v7();
         let features: Option<Vec<String>> = texts(new.features.as_deref());
@@ -215,7 +219,10 @@ async fn refuse_unknown_features(
     if unknown.is_empty() {
         return Ok(());
     }
-    Err(StoreError::NotFound(format!("no such feature: {}", unknown.join(", "))))
+    Err(StoreError::NotFound(format!(
+        "no such feature: {}",
+        unknown.join(", ")
+    )))
 }
 
 fn texts(names: Option<&[impl ToString]>) -> Option<Vec<String>> {
@@ -273,7 +280,11 @@ mod tests {
         assert_eq!(base62(one), "0".repeat(SECRET_DIGITS));
         one[SECRET_BYTES - 1] = 62;
         assert_eq!(base62(one), format!("{}10", "0".repeat(SECRET_DIGITS - 2)));
-        assert!(base62([255; SECRET_BYTES]).starts_with("yl"), "{}", base62([255; SECRET_BYTES]));
+        assert!(
+            base62([255; SECRET_BYTES]).starts_with("yl"),
+            "{}",
+            base62([255; SECRET_BYTES])
+        );
     }
 
     #[test]

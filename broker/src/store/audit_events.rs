@@ -53,7 +53,10 @@ pub struct Cursor {
 
 /// One audit record as readers see it. `outcome` is there on terminal records only.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-#[expect(missing_docs, reason = "each is documented where brokers write it, duo_contract::audit")]
+#[expect(
+    missing_docs,
+    reason = "each is documented where brokers write it, duo_contract::audit"
+)]
 pub struct Event {
     pub request_id: Uuid,
     pub kind: String,
@@ -185,7 +188,11 @@ impl Store {
         let mut transaction = self.pool.begin().await?;
         let inserted = insert(&mut transaction, records).await?;
         if inserted < records.len() as u64 {
-            let ends: Vec<_> = records.iter().copied().filter(|r| r.kind == AuditKind::Ended).collect();
+            let ends: Vec<_> = records
+                .iter()
+                .copied()
+                .filter(|r| r.kind == AuditKind::Ended)
+                .collect();
             audit_late_ends::insert(&mut transaction, &ends).await?;
         }
         transaction.commit().await?;
@@ -197,7 +204,12 @@ impl Store {
     ///
     /// # Errors
     /// Postgres is away, or the search takes longer than fifteen seconds.
-    pub async fn audit_page(&self, filter: &Filter, limit: u32, after: Option<&Cursor>) -> Result<Page, StoreError> {
+    pub async fn audit_page(
+        &self,
+        filter: &Filter,
+        limit: u32,
+        after: Option<&Cursor>,
+    ) -> Result<Page, StoreError> {
         let limit = limit.clamp(1, MAX_PAGE);
         let mut transaction = self.pool.begin().await?;
         // Each search is planned for its own filters: a plan that suits all of them would scan everything.
@@ -220,7 +232,11 @@ impl Store {
 /// An event's day is never after the day it occurred, clocks being a day apart at most.
 fn newest_day(filter: &Filter, after: Option<&Cursor>) -> Option<Date> {
     let latest = [filter.until, after.map(|cursor| cursor.occurred_at)];
-    latest.into_iter().flatten().min().and_then(|moment| moment.to_offset(time::UtcOffset::UTC).date().next_day())
+    latest
+        .into_iter()
+        .flatten()
+        .min()
+        .and_then(|moment| moment.to_offset(time::UtcOffset::UTC).date().next_day())
 }
 
 async fn select(

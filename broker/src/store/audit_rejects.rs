@@ -7,7 +7,12 @@ impl Store {
     ///
     /// # Errors
     /// Postgres is away or refuses.
-    pub async fn keep_audit_reject(&self, sequence: u64, error: &str, payload: &[u8]) -> Result<(), StoreError> {
+    pub async fn keep_audit_reject(
+        &self,
+        sequence: u64,
+        error: &str,
+        payload: &[u8],
+    ) -> Result<(), StoreError> {
         sqlx::query!(
             "INSERT INTO audit_rejects (stream_sequence, error, payload) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
             sequence.cast_signed(),

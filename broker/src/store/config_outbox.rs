@@ -10,16 +10,22 @@ impl Store {
     /// # Errors
     /// Postgres is away or refuses.
     pub async fn relayed(&self, revision: u64) -> Result<(), StoreError> {
-        sqlx::query!("DELETE FROM config_outbox WHERE revision <= $1", revision.cast_signed())
-            .execute(&self.pool)
-            .await?;
+        sqlx::query!(
+            "DELETE FROM config_outbox WHERE revision <= $1",
+            revision.cast_signed()
+        )
+        .execute(&self.pool)
+        .await?;
         Ok(())
     }
 }
 
 pub(super) async fn add(connection: &mut PgConnection, revision: u64) -> Result<(), StoreError> {
-    let result = sqlx::query!("INSERT INTO config_outbox (revision) VALUES ($1)", revision.cast_signed())
-        .execute(connection)
-        .await?;
+    let result = sqlx::query!(
+        "INSERT INTO config_outbox (revision) VALUES ($1)",
+        revision.cast_signed()
+    )
+    .execute(connection)
+    .await?;
     expect_rows(&result, 1)
 }

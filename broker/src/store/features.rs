@@ -89,8 +89,12 @@ pub(super) async fn all(connection: &mut PgConnection) -> Result<Vec<FeatureRow>
             what: format!("feature {:?}", row.name),
             problem: problem.to_owned(),
         };
-        let acknowledgement = match (row.acknowledgement, row.acknowledged_family, row.acknowledged_by, row.acknowledged_at)
-        {
+        let acknowledgement = match (
+            row.acknowledgement,
+            row.acknowledged_family,
+            row.acknowledged_by,
+            row.acknowledged_at,
+        ) {
             (Some(text), Some(family), Some(by), Some(at)) => Some(Acknowledgement { text, family, by, at }),
             _ => None,
         };
@@ -98,7 +102,11 @@ pub(super) async fn all(connection: &mut PgConnection) -> Result<Vec<FeatureRow>
             feature: Feature {
                 name: parsed("feature", &row.name)?,
                 active: row.active,
-                model: row.model.as_deref().map(|model| parsed("model", model)).transpose()?,
+                model: row
+                    .model
+                    .as_deref()
+                    .map(|model| parsed("model", model))
+                    .transpose()?,
                 lane: parsed("lane", &row.lane)?,
                 first_byte_within_ms: unsigned("first_byte_within_ms", row.first_byte_within_ms)?,
                 end_within_ms: unsigned("end_within_ms", row.end_within_ms)?,

@@ -6,9 +6,10 @@ use sqlx::PgConnection;
 use super::{StoreError, expect_rows, parsed, unsigned};
 
 pub(super) async fn all(connection: &mut PgConnection) -> Result<Vec<Model>, StoreError> {
-    let rows = sqlx::query!("SELECT name, family, context_tokens, max_output_tokens FROM models ORDER BY name")
-        .fetch_all(connection)
-        .await?;
+    let rows =
+        sqlx::query!("SELECT name, family, context_tokens, max_output_tokens FROM models ORDER BY name")
+            .fetch_all(connection)
+            .await?;
     let models = rows.into_iter().map(|row| {
         Ok(Model {
             name: parsed("model", &row.name)?,

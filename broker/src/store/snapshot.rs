@@ -5,7 +5,9 @@ use sqlx::{Acquire as _, PgConnection};
 
 use super::features::FeatureRow;
 use super::support_levels::SupportRow;
-use super::{Store, StoreError, api_tokens, config_revision, features, issuers, models, prompts, support_levels};
+use super::{
+    Store, StoreError, api_tokens, config_revision, features, issuers, models, prompts, support_levels,
+};
 
 /// Everything that `config apply` may change, as it stands at one revision.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,7 +34,11 @@ impl ConfigState {
             revision: self.revision,
             models: self.models.clone(),
             features: self.features.iter().map(|row| row.feature.clone()).collect(),
-            support_levels: self.support_levels.iter().map(|row| row.support.clone()).collect(),
+            support_levels: self
+                .support_levels
+                .iter()
+                .map(|row| row.support.clone())
+                .collect(),
             prompts: self.prompts.clone(),
         }
     }

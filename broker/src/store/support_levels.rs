@@ -51,9 +51,10 @@ pub fn level(text: &str) -> Option<SupportLevel> {
 }
 
 pub(super) async fn all(connection: &mut PgConnection) -> Result<Vec<SupportRow>, StoreError> {
-    let rows = sqlx::query!("SELECT feature, family, level, reason FROM support_levels ORDER BY feature, family")
-        .fetch_all(connection)
-        .await?;
+    let rows =
+        sqlx::query!("SELECT feature, family, level, reason FROM support_levels ORDER BY feature, family")
+            .fetch_all(connection)
+            .await?;
     let levels = rows.into_iter().map(|row| {
         Ok(SupportRow {
             support: Support {
@@ -70,7 +71,11 @@ pub(super) async fn all(connection: &mut PgConnection) -> Result<Vec<SupportRow>
     levels.collect()
 }
 
-pub(super) async fn put(connection: &mut PgConnection, actor: &str, row: &SupportRow) -> Result<(), StoreError> {
+pub(super) async fn put(
+    connection: &mut PgConnection,
+    actor: &str,
+    row: &SupportRow,
+) -> Result<(), StoreError> {
     let result = sqlx::query!(
         "INSERT INTO support_levels (feature, family, level, reason, changed_by) VALUES ($1, $2, $3, $4, $5)
          ON CONFLICT (feature, family) DO UPDATE

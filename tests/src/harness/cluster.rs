@@ -78,9 +78,7 @@ impl Cluster {
 
     /// A call with the API token of an OpenAI client.
     pub fn openai(&self, path: &str, body: &Value) -> Call {
-        self.call(Method::POST, path)
-            .token(&self.client_token)
-            .json(body)
+        self.call(Method::POST, path).token(&self.client_token).json(body)
     }
 
     /// A call as Rails makes it, for the person `user`.
@@ -246,12 +244,14 @@ impl Cluster {
     /// # Panics
     /// They are not in time.
     pub async fn queued(&self, count: u64) {
-        until(&format!("{count} requests are queued"), PATIENCE, async || {
-            match self.messages(LIVE_STREAM).await? {
+        until(
+            &format!("{count} requests are queued"),
+            PATIENCE,
+            async || match self.messages(LIVE_STREAM).await? {
                 found if found == count => Ok(()),
                 found => Err(found.to_string()),
-            }
-        })
+            },
+        )
         .await;
     }
 
@@ -283,7 +283,10 @@ impl Cluster {
     /// # Panics
     /// It got none.
     pub fn last_body(&self) -> Value {
-        let last = self.sim.last_request().expect("a request reached the model server");
+        let last = self
+            .sim
+            .last_request()
+            .expect("a request reached the model server");
         serde_json::from_slice(&last.body).expect("JSON")
     }
 
@@ -334,7 +337,10 @@ impl Cluster {
             let metrics = self.metrics().await?;
             let count = |name: &str| sum(&metrics, name);
             let mut seen = vec![
-                ("messages in the live stream", self.messages(LIVE_STREAM).await? as f64),
+                (
+                    "messages in the live stream",
+                    self.messages(LIVE_STREAM).await? as f64,
+                ),
                 ("audit records in NATS", self.messages(AUDIT_STREAM).await? as f64),
                 ("requests open", count("duo_requests_open")),
                 (
@@ -348,9 +354,20 @@ impl Cluster {
                         - count("duo_requests_admitted_total"),
                 ),
                 ("generations running", (stats.running + stats.waiting) as f64),
-                ("admitted without one end", self.database.count(UNENDED).await? as f64),
-                ("late ends", self.database.count("SELECT count(*) FROM audit_late_ends").await? as f64),
-                ("rejected records", self.database.count("SELECT count(*) FROM audit_rejects").await? as f64),
+                (
+                    "admitted without one end",
+                    self.database.count(UNENDED).await? as f64,
+                ),
+                (
+                    "late ends",
+                    self.database
+                        .count("SELECT count(*) FROM audit_late_ends")
+                        .await? as f64,
+                ),
+                (
+                    "rejected records",
+                    self.database.count("SELECT count(*) FROM audit_rejects").await? as f64,
+                ),
             ];
             for number in 0..self.workers.len() {
                 if let Ok(metrics) = self.worker_metrics(number).await {
@@ -358,7 +375,11 @@ impl Cluster {
                 }
             }
             seen.retain(|(_, count)| *count != 0.0);
-            if seen.is_empty() { Ok(()) } else { Err(format!("{seen:?}; {stats:?}")) }
+            if seen.is_empty() {
+                Ok(())
+            } else {
+                Err(format!("{seen:?}; {stats:?}"))
+            }
         })
         .await;
     }
@@ -387,11 +408,17 @@ impl Drop for Cluster {
             return;
         }
         // The rest happens on its own; here only the traces are kept for whoever looks for the cause.
-        let Some(folder) = self.folder.take().map(tempfile::TempDir::keep) else { return };
+        let Some(folder) = self.folder.take().map(tempfile::TempDir::keep) else {
+            return;
+        };
         let mut text = format!("\nlogs and files of this test: {}\n", folder.display());
         let workers = self.workers.iter().map(|(program, _)| program);
         for program in std::iter::once(&self.broker).chain(workers) {
-            text += &format!("--- the end of {}\n{}\n", program.log().display(), program.last_words());
+            text += &format!(
+                "--- the end of {}\n{}\n",
+                program.log().display(),
+                program.last_words()
+            );
         }
         let _shown = std::io::stderr().write_all(text.as_bytes());
     }

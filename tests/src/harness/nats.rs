@@ -34,11 +34,7 @@ impl Nats {
             .map_or_else(|| PathBuf::from("nats-server"), PathBuf::from);
         let settings = settings.to_str().expect("a path of plain characters");
         let program = Program::start("nats", &program, &["-c", settings], Vec::new(), folder);
-        let mut nats = Self {
-            program,
-            port,
-            store,
-        };
+        let mut nats = Self { program, port, store };
         nats.ready().await;
         nats
     }
@@ -80,7 +76,9 @@ impl Nats {
     /// # Panics
     /// The server does not answer.
     pub async fn connect(&self) -> async_nats::Client {
-        async_nats::connect(self.url()).await.expect("nats-server answers")
+        async_nats::connect(self.url())
+            .await
+            .expect("nats-server answers")
     }
 
     async fn ready(&mut self) {
@@ -88,10 +86,7 @@ impl Nats {
         let program = &mut self.program;
         until("nats-server is ready", PATIENCE, async || {
             if let Some(status) = program.exited() {
-                panic!(
-                    "nats-server ended ({status}); its log:\n{}",
-                    program.last_words()
-                );
+                panic!("nats-server ended ({status}); its log:\n{}", program.last_words());
             }
             let client = async_nats::connect(&url)
                 .await

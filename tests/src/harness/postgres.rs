@@ -9,9 +9,11 @@ use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User, geteuid};
+use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection as _, PgConnection, PgPool};
 use tokio::sync::OnceCell;
 
@@ -19,7 +21,8 @@ use super::program::{free_port, last_lines};
 use super::wait::{PATIENCE, until};
 
 /// Runs `"$@"` until the input ends (then deletes the folder `$0`) or says `stay`.
-const KEEPER: &str = r#""$@" & pid=$!; word=; read -r word; kill -INT $pid; wait $pid; [ "$word" = stay ] || rm -rf "$0""#;
+const KEEPER: &str =
+    r#""$@" & pid=$!; word=; read -r word; kill -INT $pid; wait $pid; [ "$word" = stay ] || rm -rf "$0""#;
 
 /// A PostgreSQL server.
 #[derive(Debug)]
@@ -169,7 +172,8 @@ impl Postgres {
             .await
             .expect("a database");
         let url = self.url(&name);
-        let pool = PgPool::connect_lazy(&url).expect("a good URL");
+        let pool = PgPoolOptions::new().acquire_timeout(Duration::from_secs(2));
+        let pool = pool.connect_lazy(&url).expect("a good URL");
         Database { url, pool }
     }
 
@@ -214,7 +218,9 @@ impl Postgres {
     }
 
     fn end(&mut self, word: &[u8]) {
-        let Some(mut keeper) = self.keeper.take() else { return };
+        let Some(mut keeper) = self.keeper.take() else {
+            return;
+        };
         if let Some(mut input) = keeper.stdin.take() {
             // A keeper that is gone needs no word.
             let _gone = input.write_all(word);
@@ -276,14 +282,21 @@ fn account() -> Option<User> {
         |name| vec![name],
     );
     let found = known.iter().find_map(|name| User::from_name(name).ok().flatten());
-    Some(found.unwrap_or_else(|| panic!("PostgreSQL refuses to run as root, and there is no account {known:?}")))
+    Some(
+        found.unwrap_or_else(|| {
+            panic!("PostgreSQL refuses to run as root, and there is no account {known:?}")
+        }),
+    )
 }
 
 fn programs() -> PathBuf {
     if let Some(folder) = std::env::var_os("DUO_TEST_PG_BIN") {
         return folder.into();
     }
-    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let versions = fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten();
     let mut versions: Vec<(u32, PathBuf)> = versions
         .filter_map(|folder| {
             Some((

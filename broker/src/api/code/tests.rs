@@ -25,7 +25,11 @@ fn unknown_fields_are_ignored_and_a_missing_version_is_the_first() {
 fn limits_are_kept_to_the_character() {
     let name = |length| BODY.replace(" a.py ", &"ü".repeat(length));
     assert_eq!(parsed(&name(255)), Ok(()));
-    assert!(parsed(&name(256)).expect_err("too long").starts_with("current_file.file_name: "));
+    assert!(
+        parsed(&name(256))
+            .expect_err("too long")
+            .starts_with("current_file.file_name: ")
+    );
     let above = |length| BODY.replace("def f():", &"x".repeat(length));
     assert_eq!(parsed(&above(100_000)), Ok(()));
     assert!(
@@ -34,14 +38,35 @@ fn limits_are_kept_to_the_character() {
             .starts_with("current_file.content_above_cursor: ")
     );
     let item = r#"{"type":"file","name":"b","content":""}"#;
-    let items = |count| BODY.replace("\"prompt\":null", &format!("\"context\":[{}]", vec![item; count].join(",")));
+    let items = |count| {
+        BODY.replace(
+            "\"prompt\":null",
+            &format!("\"context\":[{}]", vec![item; count].join(",")),
+        )
+    };
     assert_eq!(parsed(&items(100)), Ok(()));
-    assert!(parsed(&items(101)).expect_err("too many").starts_with("context: "));
+    assert!(
+        parsed(&items(101))
+            .expect_err("too many")
+            .starts_with("context: ")
+    );
     for (from, to, path) in [
-        ("\"prompt_version\":2", "\"prompt_version\":\"2\"", "prompt_version"),
+        (
+            "\"prompt_version\":2",
+            "\"prompt_version\":\"2\"",
+            "prompt_version",
+        ),
         ("\"current_file\"", "\"file\"", "current_file"),
-        ("\"content_below_cursor\":\"\"", "\"x\":1", "current_file.content_below_cursor"),
-        ("\"content_below_cursor\":\"\"", "\"content_below_cursor\":3", "current_file.content_below_cursor"),
+        (
+            "\"content_below_cursor\":\"\"",
+            "\"x\":1",
+            "current_file.content_below_cursor",
+        ),
+        (
+            "\"content_below_cursor\":\"\"",
+            "\"content_below_cursor\":3",
+            "current_file.content_below_cursor",
+        ),
     ] {
         let problem = parsed(&BODY.replace(from, to)).expect_err(path);
         assert!(problem.starts_with(&format!("{path}: ")), "{problem}");
@@ -51,9 +76,19 @@ fn limits_are_kept_to_the_character() {
 #[test]
 fn a_model_is_named_by_identifier_or_family_and_never_by_address() {
     assert_eq!(hint(Some(""), None), ModelChoice::Assigned);
-    assert_eq!(hint(Some(""), Some("mistral")), ModelChoice::Hint("mistral".to_owned()));
-    assert_eq!(hint(Some("plain"), Some("mistral")), ModelChoice::Hint("plain".to_owned()));
-    for malformed in [r#"{}"#, r#"{"model_metadata":7}"#, r#"{"model_metadata":{"name":[]}}"#] {
+    assert_eq!(
+        hint(Some(""), Some("mistral")),
+        ModelChoice::Hint("mistral".to_owned())
+    );
+    assert_eq!(
+        hint(Some("plain"), Some("mistral")),
+        ModelChoice::Hint("plain".to_owned())
+    );
+    for malformed in [
+        r#"{}"#,
+        r#"{"model_metadata":7}"#,
+        r#"{"model_metadata":{"name":[]}}"#,
+    ] {
         let fields = Fields::parse(malformed.as_bytes()).expect("an object");
         assert_eq!(metadata_hint(&fields), ModelChoice::Assigned, "{malformed}");
     }
@@ -70,7 +105,15 @@ fn answer_of(text: &str) -> JsonValue {
     };
     let Json(shape) = completed(&whole, "codestral", "python", vec![String::new()]);
     let text = serde_json::to_string(&shape).expect("serialises");
-    let keys = ["\"id\"", "\"model\"", "\"experiments\"", "\"object\"", "\"created\"", "\"choices\"", "\"metadata\""];
+    let keys = [
+        "\"id\"",
+        "\"model\"",
+        "\"experiments\"",
+        "\"object\"",
+        "\"created\"",
+        "\"choices\"",
+        "\"metadata\"",
+    ];
     assert!(keys.is_sorted_by_key(|key| text.find(key)), "{text}");
     serde_json::from_str(&text).expect("JSON")
 }
@@ -112,7 +155,10 @@ fn feature_flags_are_echoed_once_each() {
     let flags = |value: Option<&'static str>| {
         let mut headers = HeaderMap::new();
         if let Some(value) = value {
-            headers.insert("x-gitlab-enabled-feature-flags", http::HeaderValue::from_static(value));
+            headers.insert(
+                "x-gitlab-enabled-feature-flags",
+                http::HeaderValue::from_static(value),
+            );
         }
         enabled_feature_flags(&headers)
     };

@@ -3,9 +3,14 @@ use super::*;
 async fn answer(error: ApiError, shape: Shape) -> (u16, String, Option<String>) {
     let response = error.respond(shape);
     assert!(response.extensions().get::<Refused>().is_some());
-    let retry = response.headers().get("retry-after").map(|value| value.to_str().expect("text").to_owned());
+    let retry = response
+        .headers()
+        .get("retry-after")
+        .map(|value| value.to_str().expect("text").to_owned());
     let status = response.status().as_u16();
-    let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.expect("a body");
+    let body = axum::body::to_bytes(response.into_body(), 1 << 20)
+        .await
+        .expect("a body");
     (status, String::from_utf8(body.into()).expect("text"), retry)
 }
 
@@ -24,7 +29,14 @@ const PROMPT_STREAM: Shape = Shape::Prompt { stream: true };
 #[tokio::test]
 async fn the_table_of_statuses_is_true() {
     use FailureKind as F;
-    let shapes = [TEXT, Shape::GitLab, PROMPT_STREAM, PROMPT, Shape::Chat, Shape::OpenAi];
+    let shapes = [
+        TEXT,
+        Shape::GitLab,
+        PROMPT_STREAM,
+        PROMPT,
+        Shape::Chat,
+        Shape::OpenAi,
+    ];
     for (kind, upstream, retry, expected) in [
         (F::InvalidRequest, Some(400), None, [422, 422, 422, 421, 200, 400]),
         (F::FeatureInactive, None, None, [403; 6]),
@@ -84,9 +96,17 @@ async fn a_prompt_says_what_the_model_server_said() {
 
 #[tokio::test]
 async fn the_model_test_shows_administrators_the_reason() {
-    let (status, body, _) = answer(failure(FailureKind::FeatureInactive, None, None), Shape::ModelTest).await;
+    let (status, body, _) = answer(
+        failure(FailureKind::FeatureInactive, None, None),
+        Shape::ModelTest,
+    )
+    .await;
     assert_eq!((status, body.as_str()), (403, r#"{"detail":[{"msg":"words"}]}"#));
-    let (status, ..) = answer(failure(FailureKind::ModelUnavailable, None, None), Shape::ModelTest).await;
+    let (status, ..) = answer(
+        failure(FailureKind::ModelUnavailable, None, None),
+        Shape::ModelTest,
+    )
+    .await;
     assert_eq!(status, 421);
 }
 
@@ -112,7 +132,8 @@ async fn a_field_is_named_in_every_shape() {
 async fn openai_clients_get_the_model_servers_own_error() {
     let mut error = ExchangeError::new(FailureKind::InvalidRequest, "invalid_request", "ours");
     error.upstream_status = Some(404);
-    error.upstream_error = Some(r#"{"error":{"message":"theirs","type":"x","param":null,"code":7}}"#.to_owned());
+    error.upstream_error =
+        Some(r#"{"error":{"message":"theirs","type":"x","param":null,"code":7}}"#.to_owned());
     let (status, body, _) = answer(ApiError::Exchange(error.clone()), Shape::OpenAi).await;
     assert_eq!(status, 404);
     assert!(body.contains("theirs"), "{body}");

@@ -45,14 +45,20 @@ impl<'a> OpenAiRequest<'a> {
         }
         let model = fields.required_text("model", MAX_MODEL_NAME)?;
         let stream = fields.flag("stream")?;
-        let options = if stream { fields.object("stream_options")? } else { None };
+        let options = if stream {
+            fields.object("stream_options")?
+        } else {
+            None
+        };
         let wants_usage = options.map_or(Ok(false), |options| options.flag("include_usage"))?;
         let input_name = match endpoint {
             Endpoint::ChatCompletions => "messages",
             Endpoint::Completions => "prompt",
             Endpoint::Embeddings => "input",
         };
-        let input = fields.raw(input_name).ok_or_else(|| fields.required(input_name))?;
+        let input = fields
+            .raw(input_name)
+            .ok_or_else(|| fields.required(input_name))?;
         match (input_name, input.get().as_bytes().first()) {
             (_, Some(b'[')) | ("prompt", Some(b'"')) => {}
             ("messages", _) => return Err(fields.invalid(input_name, "has to be a list of messages")),
@@ -91,7 +97,10 @@ impl<'a> OpenAiRequest<'a> {
     /// it. A stream always asks for usage, for the record.
     pub(super) fn for_model_server(&self) -> Bytes {
         let entries = self.fields.entries();
-        let size: usize = entries.iter().map(|(key, value)| key.len() + value.get().len() + 4).sum();
+        let size: usize = entries
+            .iter()
+            .map(|(key, value)| key.len() + value.get().len() + 4)
+            .sum();
         let mut body = Vec::with_capacity(size + 48);
         body.push(b'{');
         for (key, value) in entries {
@@ -134,5 +143,8 @@ fn is_text(input: &str) -> bool {
     let token_ids = input
         .trim_start_matches(['[', ' ', '\n', '\r', '\t'])
         .starts_with(|first: char| first.is_ascii_digit());
-    !token_ids && !["\"image_url\"", "\"input_audio\"", "\"file\"", "\"video_url\""].iter().any(|kind| input.contains(kind))
+    !token_ids
+        && !["\"image_url\"", "\"input_audio\"", "\"file\"", "\"video_url\""]
+            .iter()
+            .any(|kind| input.contains(kind))
 }

@@ -24,7 +24,8 @@ fn everything_but_the_model_passes_through_in_order_and_unharmed() {
 
 #[test]
 fn a_stream_asks_for_usage_and_keeps_the_clients_own_options() {
-    let body = r#"{"model":"m","messages":[{}],"stream":true,"stream_options":{"include_usage":false,"extra":[1]}}"#;
+    let body =
+        r#"{"model":"m","messages":[{}],"stream":true,"stream_options":{"include_usage":false,"extra":[1]}}"#;
     assert_eq!(
         forwarded(body),
         r#"{"messages":[{}],"stream":true,"stream_options":{"extra":[1],"include_usage":true}}"#
@@ -47,7 +48,10 @@ fn a_bad_field_is_named() {
         (r#"{"model":"m","messages":["hi"]}"#, "messages.0"),
         (r#"{"model":"m","messages":[{}],"stream":"yes"}"#, "stream"),
         (r#"{"model":"m","messages":[{}],"model":"n"}"#, "model"),
-        (r#"{"model":"m","messages":[{}],"stream":true,"stream_options":1}"#, "stream_options"),
+        (
+            r#"{"model":"m","messages":[{}],"stream":true,"stream_options":1}"#,
+            "stream_options",
+        ),
     ] {
         match chat(body) {
             Err(ApiError::Invalid { path, .. }) => assert_eq!(path, param, "{body}"),
@@ -58,7 +62,9 @@ fn a_bad_field_is_named() {
     let prompt = |body: &'static str| OpenAiRequest::parse(body.as_bytes(), Endpoint::Completions);
     assert!(prompt(r#"{"model":"m","prompt":[1,2]}"#).is_ok());
     assert!(prompt(r#"{"model":"m","prompt":""}"#).is_ok());
-    assert!(matches!(prompt(r#"{"model":"m","prompt":{}}"#), Err(ApiError::Invalid { path, .. }) if path == "prompt"));
+    assert!(
+        matches!(prompt(r#"{"model":"m","prompt":{}}"#), Err(ApiError::Invalid { path, .. }) if path == "prompt")
+    );
 }
 
 #[test]
@@ -76,7 +82,9 @@ fn only_text_that_surely_does_not_fit_is_refused() {
     let long = "x".repeat(100);
     assert!(check(r#"{"content":"short"}"#));
     assert!(!check(&format!(r#"{{"content":"{long}"}}"#)));
-    assert!(check(&format!(r#"{{"content":[{{"type":"image_url","image_url":{{"url":"data:{long}"}}}}]}}"#)));
+    assert!(check(&format!(
+        r#"{{"content":[{{"type":"image_url","image_url":{{"url":"data:{long}"}}}}]}}"#
+    )));
 }
 
 const USAGE: &str = r#"{"id":"c","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}"#;

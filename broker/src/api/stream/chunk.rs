@@ -74,8 +74,15 @@ pub(in crate::api) fn whole(summary: &Summary, body: &[u8]) -> Result<Whole, Api
         prompt_tokens: summary.input_tokens.unwrap_or(0),
         completion_tokens: summary.output_tokens.unwrap_or(0),
     });
-    let choice = answer.choices.into_iter().next().ok_or_else(ApiError::unreadable)?;
-    let at_limit = choice.finish_reason.as_ref().is_some_and(|reason| reason.0 == "length");
+    let choice = answer
+        .choices
+        .into_iter()
+        .next()
+        .ok_or_else(ApiError::unreadable)?;
+    let at_limit = choice
+        .finish_reason
+        .as_ref()
+        .is_some_and(|reason| reason.0 == "length");
     Ok(Whole {
         text: choice.into_text().map(Cow::into_owned).unwrap_or_default(),
         at_limit,

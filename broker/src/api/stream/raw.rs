@@ -28,7 +28,9 @@ impl RawText {
 
 impl Encoder for RawText {
     fn chunk(&mut self, line: &[u8], out: &mut BytesMut) -> Result<(), Unreadable> {
-        let Some(text) = chunk::text(line)? else { return Ok(()) };
+        let Some(text) = chunk::text(line)? else {
+            return Ok(());
+        };
         match &mut self.fences {
             Some(fences) => out.extend_from_slice(fences.push(&text).as_bytes()),
             None => out.extend_from_slice(text.as_bytes()),

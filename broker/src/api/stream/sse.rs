@@ -75,7 +75,9 @@ impl Events {
 impl Encoder for Events {
     fn chunk(&mut self, line: &[u8], out: &mut BytesMut) -> Result<(), Unreadable> {
         self.begin(out);
-        let Some(text) = chunk::text(line)? else { return Ok(()) };
+        let Some(text) = chunk::text(line)? else {
+            return Ok(());
+        };
         match &mut self.fences {
             Some(fences) => content(&fences.push(&text), out),
             None => content(&text, out),

@@ -49,7 +49,11 @@ pub(in crate::api) fn done() -> Result<ReplyEvent, ExchangeError> {
 
 /// A bad end.
 pub(in crate::api) fn failed() -> Result<ReplyEvent, ExchangeError> {
-    Err(ExchangeError::new(FailureKind::ModelServerFault, "model_server_fault", "the model server broke off"))
+    Err(ExchangeError::new(
+        FailureKind::ModelServerFault,
+        "model_server_fault",
+        "the model server broke off",
+    ))
 }
 
 fn events() -> Events {
@@ -80,10 +84,15 @@ async fn the_events_of_v4_are_exact_to_the_byte() {
         done(),
     ];
     let content = |text: &str| {
-        format!("event: content_chunk\r\ndata: {{\"choices\": [{{\"delta\": {{\"content\": \"{text}\"}}, \"index\": 0}}]}}\r\n\r\n")
+        format!(
+            "event: content_chunk\r\ndata: {{\"choices\": [{{\"delta\": {{\"content\": \"{text}\"}}, \"index\": 0}}]}}\r\n\r\n"
+        )
     };
-    let expected =
-        format!("{START}{}{}event: stream_end\r\ndata: null\r\n\r\n", content("de"), content("f add\\n"));
+    let expected = format!(
+        "{START}{}{}event: stream_end\r\ndata: null\r\n\r\n",
+        content("de"),
+        content("f add\\n")
+    );
     assert_eq!(collect(answer, events()).await, (expected, true));
 }
 
@@ -92,20 +101,35 @@ async fn a_failure_in_mid_stream_never_looks_like_an_end() {
     let answer = || vec![chunks(&[&delta("half")]), failed()];
     let (text, whole) = collect(answer(), events()).await;
     assert!(text.starts_with(START) && !text.contains("stream_end") && !whole);
-    assert_eq!(collect(answer(), RawText::default()).await, ("half".to_owned(), false));
+    assert_eq!(
+        collect(answer(), RawText::default()).await,
+        ("half".to_owned(), false)
+    );
     let nothing_more = vec![chunks(&[&delta("half")])];
-    assert_eq!(collect(nothing_more, RawText::default()).await, ("half".to_owned(), false));
+    assert_eq!(
+        collect(nothing_more, RawText::default()).await,
+        ("half".to_owned(), false)
+    );
     let unreadable = vec![chunks(&["{"]), done()];
-    assert_eq!(collect(unreadable, RawText::default()).await, (String::new(), false));
+    assert_eq!(
+        collect(unreadable, RawText::default()).await,
+        (String::new(), false)
+    );
 }
 
 #[tokio::test]
 async fn raw_text_has_no_frame_of_any_kind() {
     let answer = vec![
-        chunks(&[r#"{"choices":[{"text":"a\n","index":0}]}"#, r#"{"choices":[{"text":"b ü\"","index":0}]}"#]),
+        chunks(&[
+            r#"{"choices":[{"text":"a\n","index":0}]}"#,
+            r#"{"choices":[{"text":"b ü\"","index":0}]}"#,
+        ]),
         done(),
     ];
-    assert_eq!(collect(answer, RawText::default()).await, ("a\nb ü\"".to_owned(), true));
+    assert_eq!(
+        collect(answer, RawText::default()).await,
+        ("a\nb ü\"".to_owned(), true)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -115,16 +139,25 @@ async fn a_silent_model_is_bridged_by_pings() {
     assert!(pieces.next().await.is_some_and(|piece| piece.is_ok()));
     let ping = pieces.next().await.expect("a ping").expect("no cut");
     let ping = std::str::from_utf8(&ping).expect("text");
-    assert!(ping.starts_with(": ping - 2") && ping.ends_with("+00:00\r\n\r\n"), "{ping}");
+    assert!(
+        ping.starts_with(": ping - 2") && ping.ends_with("+00:00\r\n\r\n"),
+        "{ping}"
+    );
 }
 
 #[tokio::test]
 async fn the_status_is_held_back_until_the_first_byte() {
     let refused = respond_to(stream::iter(vec![failed()]), RawText::default()).await;
     assert!(matches!(refused, Err(ApiError::Exchange(_))));
-    let response = respond_to(stream::iter(vec![chunks(&[&delta("x")]), done()]), RawText::default());
+    let response = respond_to(
+        stream::iter(vec![chunks(&[&delta("x")]), done()]),
+        RawText::default(),
+    );
     let response = response.await.expect("a response");
-    assert_eq!(response.headers()["content-type"], "text/event-stream; charset=utf-8");
+    assert_eq!(
+        response.headers()["content-type"],
+        "text/event-stream; charset=utf-8"
+    );
 }
 
 #[tokio::test]

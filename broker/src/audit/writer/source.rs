@@ -139,7 +139,11 @@ impl Source {
         let Some(status) = message.status else {
             return self.record(message);
         };
-        let number = message.subject.rsplit('.').next().and_then(|number| number.parse().ok());
+        let number = message
+            .subject
+            .rsplit('.')
+            .next()
+            .and_then(|number| number.parse().ok());
         if number != Some(self.number) {
             return Sorted::Stale;
         }
@@ -148,7 +152,11 @@ impl Source {
             StatusCode::NOT_FOUND | StatusCode::TIMEOUT => Sorted::End,
             status => {
                 let description = message.description.as_deref().unwrap_or_default();
-                tracing::debug!(status = status.as_u16(), description, "a pull for audit records ended");
+                tracing::debug!(
+                    status = status.as_u16(),
+                    description,
+                    "a pull for audit records ended"
+                );
                 Sorted::Unserved
             }
         }
@@ -157,7 +165,9 @@ impl Source {
     /// A record; its subject is the one it was published to, and its reply is where the acknowledgement goes.
     fn record(&mut self, message: Message) -> Sorted {
         self.remaining = self.remaining.saturating_sub(1);
-        let Some(ack) = message.reply else { return Sorted::Stale };
+        let Some(ack) = message.reply else {
+            return Sorted::Stale;
+        };
         let Some((sequence, nanoseconds, pending)) = delivery_facts(&ack) else {
             return Sorted::Stale;
         };
