@@ -27,6 +27,7 @@ mod chat;
 mod code;
 mod edge;
 mod error;
+pub mod events;
 mod fields;
 mod inbound;
 mod language;
@@ -40,7 +41,7 @@ mod suggestion;
 mod version;
 
 use error::{ApiError, Shape};
-pub use state::{ApiState, AuditLog, Authenticator, Readiness};
+pub use state::{ApiState, Readiness};
 
 /// The whole API as one router. `audit_events` serves paths below `/audit/`,
 /// for callers with the auditor role only.

@@ -114,7 +114,7 @@ impl Config {
 
     fn named(mut self) -> Self {
         self.nats.name = format!("duo-broker {}", self.name);
-        self.nats.inbox_prefix = format!("_INBOX_broker_{}", self.name);
+        self.nats.inbox_prefix = format!("_INBOX.brokers.{}", self.name);
         self
     }
 }
@@ -158,8 +158,8 @@ fn queue(env: &mut Env) -> QueueConfig {
         max_attempts: env.parse("DUO_MAX_ATTEMPTS", 3_u32).max(1),
         replicas,
         live_max_messages: env.parse("DUO_LIVE_MAX_MESSAGES", 100_000_i64),
-        live_max_bytes: signed(env.bytes("DUO_LIVE_MAX_BYTES", 2 * GIB)),
-        audit_max_bytes: signed(env.bytes("DUO_AUDIT_MAX_BYTES", 4 * GIB)),
+        live_max_bytes: signed(env.bytes("DUO_LIVE_MAX_BYTES", GIB)),
+        audit_max_bytes: signed(env.bytes("DUO_AUDIT_MAX_BYTES", 2 * GIB)),
     }
 }
 

@@ -143,11 +143,12 @@ pub async fn run(
     let client = http_client(config.gitlab_ca_file.as_deref())?;
     let authenticator = Authenticator::new(identities, AuthConfig::default(), client, &registry);
     background.spawn("signing keys", authenticator.clone().run(background.clone()));
-    let prompts = Prompts::new();
+    let prompts = Prompts::builtin();
     let followed = follow::Followed {
         nats: nats.clone(),
         queue: config.queue,
         routing: routing_sink,
+        prompts: prompts.clone(),
         identities: identity_sink,
         metrics: metrics.clone(),
     };

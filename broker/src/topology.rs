@@ -137,7 +137,7 @@ fn streams(queue: &QueueConfig) -> Vec<stream::Config> {
         stream::Config {
             retention: RetentionPolicy::Limits,
             discard: DiscardPolicy::Old,
-            max_bytes: 512 * MIB,
+            max_bytes: 256 * MIB,
             max_age: JOBS_MAX_AGE,
             ..work_queue(subject::JOB_REPLIES_STREAM, subject::JOB_REPLIES_SUBJECTS)
         },

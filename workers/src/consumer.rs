@@ -1,61 +1,39 @@
-//! Takes a slot, then fetches: the pulls of one model server's consumers.
+//! Takes a slot, then fetches: the deliveries of one model server's models.
 //!
-//! The pulls are our own requests, one message each, so that a lost
-//! connection is noticed at once and nothing is prefetched. They stand in an
-//! inbox of their own, which is closed when no work is wanted: the server then
-//! sees that nobody listens.
+//! The pulls are our own requests, one message each, so that a lost connection
+//! is noticed at once and nothing is prefetched. When no work is wanted their
+//! subscriptions end, and what was on its way is handed back.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{Message, StatusCode};
-use bytes::Bytes;
-use duo_contract::name::{Lane, ModelName};
+use duo_contract::name::Lane;
 use duo_contract::presence::BreakerState;
 use duo_contract::subject;
-use duo_process::nats::{Inbox, RequestError, Settle};
+use duo_process::nats::Settle;
 use duo_process::shutdown::Shutdown;
-use futures_util::future::BoxFuture;
-use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::Instant;
 
 use crate::delivery::{Ack, Delivery};
 use crate::job::Job;
 use crate::lanes::{Lines, Pull};
 use crate::model_server::ModelServer;
+use crate::pulls::Pulls;
 use crate::startup::Worker;
 
-/// How long a pull waits at the server.
-const PULL_EXPIRES: Duration = Duration::from_secs(20);
-/// How long its answer may take beyond that before it counts as lost.
-const PULL_SLACK: Duration = Duration::from_secs(2);
-/// A pull that waits; nanoseconds of [`PULL_EXPIRES`].
-const WAITING: &[u8] = br#"{"batch":1,"expires":20000000000}"#;
-/// A pull that is answered at once.
-const PROBE: &[u8] = br#"{"batch":1,"no_wait":true}"#;
-/// Pause before an inbox is tried again.
-const INBOX_PAUSE: Duration = Duration::from_millis(250);
+/// Pause before subscribing is tried again.
+const SUBSCRIBE_PAUSE: Duration = Duration::from_millis(250);
+/// How long deliveries on their way may take to arrive when pulling ends.
+const LAST_ARRIVALS: Duration = Duration::from_millis(500);
 
-/// A durable consumer that this server's models are served from.
+/// A durable consumer that one of this server's models is served from.
+#[derive(Debug)]
 struct Source {
+    stream: &'static str,
     lane: Lane,
-    name: String,
-    pull_subject: async_nats::Subject,
+    consumer: String,
 }
-
-impl Source {
-    fn live(lane: Lane, model: &ModelName) -> Self {
-        let name = subject::consumer(lane, model);
-        let pull_subject = subject::pull(subject::LIVE_STREAM, &name).into();
-        Self {
-            lane,
-            name,
-            pull_subject,
-        }
-    }
-}
-
-type Answer = (usize, Pull, Result<Message, RequestError>);
 
 /// Pulls and works until the shutdown begins.
 pub async fn serve(worker: Arc<Worker>, server: Arc<ModelServer>, shutdown: Shutdown) {
@@ -66,51 +44,64 @@ pub async fn serve(worker: Arc<Worker>, server: Arc<ModelServer>, shutdown: Shut
             // The breaker lives as long as its server, which is held here.
             _ = breaker.wait_for(|state| *state != BreakerState::Tripped) => {}
         }
-        match worker.nats.inbox().await {
-            Ok(inbox) => {
-                let mut consumer =
-                    Consumer::new(Arc::clone(&worker), Arc::clone(&server), inbox, shutdown.clone());
-                consumer.pull_until_unwanted().await;
-                consumer.inbox.close();
+        let (worker, server) = (Arc::clone(&worker), Arc::clone(&server));
+        match Fetcher::open(worker, server, shutdown.clone()).await {
+            Ok(mut fetcher) => {
+                fetcher.fetch_until_unwanted().await;
+                fetcher.close().await;
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot open an inbox for pulls; trying again");
-                tokio::time::sleep(INBOX_PAUSE).await;
+                tracing::warn!(%error, "cannot subscribe for pulls; trying again");
+                tokio::time::sleep(SUBSCRIBE_PAUSE).await;
             }
         }
     }
 }
 
-struct Consumer {
+struct Fetcher {
     worker: Arc<Worker>,
     server: Arc<ModelServer>,
-    inbox: Inbox,
     shutdown: Shutdown,
     sources: Vec<Source>,
     lines: Lines,
-    answers: FuturesUnordered<BoxFuture<'static, Answer>>,
+    pulls: Pulls,
 }
 
-impl Consumer {
-    fn new(worker: Arc<Worker>, server: Arc<ModelServer>, inbox: Inbox, shutdown: Shutdown) -> Self {
-        let sources: Vec<_> = server
-            .models()
-            .flat_map(|model| Lane::LIVE.map(|lane| Source::live(lane, model)))
+impl Fetcher {
+    async fn open(
+        worker: Arc<Worker>,
+        server: Arc<ModelServer>,
+        shutdown: Shutdown,
+    ) -> Result<Self, async_nats::SubscribeError> {
+        let mut sources = Vec::new();
+        for model in server.models() {
+            for lane in Lane::LIVE {
+                let consumer = subject::consumer(lane, model);
+                sources.push(Source {
+                    stream: subject::LIVE_STREAM,
+                    lane,
+                    consumer,
+                });
+            }
+        }
+        let subjects: Vec<_> = sources
+            .iter()
+            .map(|source| subject::pull(source.stream, &source.consumer))
             .collect();
+        let pulls = Pulls::open(&worker.nats, subjects).await?;
         let lines = Lines::new(sources.iter().map(|source| source.lane), server.slots.total());
-        Self {
+        Ok(Self {
             worker,
             server,
-            inbox,
             shutdown,
             sources,
             lines,
-            answers: FuturesUnordered::new(),
-        }
+            pulls,
+        })
     }
 
     /// Returns when the shutdown begins or the breaker trips.
-    async fn pull_until_unwanted(&mut self) {
+    async fn fetch_until_unwanted(&mut self) {
         let mut breaker = self.server.breaker.state();
         let mut connections = self.worker.nats.connections();
         let slots = Arc::clone(&self.server.slots);
@@ -121,7 +112,12 @@ impl Consumer {
             if connections.borrow_and_update().up {
                 self.refill().await;
             }
-            let rested = self.lines.rested_at();
+            let wake_at = self
+                .lines
+                .rested_at()
+                .into_iter()
+                .chain(self.pulls.overdue_at())
+                .min();
             tokio::select! {
                 () = self.shutdown.begun() => return,
                 _ = breaker.changed() => {}
@@ -129,13 +125,34 @@ impl Consumer {
                     if changed.is_err() {
                         return;
                     }
+                    self.forget(true);
                     self.lines.wake();
                 }
-                Some(answer) = self.answers.next() => self.answered(answer).await,
+                answer = self.pulls.next() => match answer {
+                    Some((index, message)) => self.answered(index, message),
+                    // The connection is closed for good.
+                    None => return,
+                },
                 () = slots.freed() => {}
-                () = tokio::time::sleep_until(rested.unwrap_or_else(Instant::now)), if rested.is_some() => {}
+                () = tokio::time::sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {
+                    self.forget(false);
+                }
             }
         }
+    }
+
+    /// Ends the pulls at the server and hands back what was on its way.
+    async fn close(mut self) {
+        self.pulls.drain().await;
+        let arrivals = async {
+            while let Some((_, mut message)) = self.pulls.next().await {
+                if let (None, Some(ack_subject)) = (message.status, message.reply.take()) {
+                    self.hand_back(ack_subject.to_string());
+                }
+            }
+        };
+        // What comes later is brought back by its lease.
+        let _ = tokio::time::timeout(LAST_ARRIVALS, arrivals).await;
     }
 
     async fn refill(&mut self) {
@@ -146,47 +163,38 @@ impl Consumer {
                 .limit(server.slots.room(lane), server.slots.in_use())
         };
         for (index, pull) in self.lines.plan(room, Instant::now()) {
-            let (payload, timeout) = match pull {
-                Pull::Waiting => (WAITING, PULL_EXPIRES + PULL_SLACK),
-                Pull::Probe => (PROBE, PULL_SLACK),
-            };
-            let subject = self.sources[index].pull_subject.clone();
-            match self.inbox.send(subject, None, Bytes::from_static(payload)).await {
-                Ok(pending) => {
-                    self.answers.push(Box::pin(
-                        async move { (index, pull, pending.within(timeout).await) },
-                    ));
-                }
-                Err(error) => self.failed(index, pull, error),
+            if let Err(error) = self.pulls.send(index, pull).await {
+                tracing::error!(%error, "a pull cannot be sent");
             }
         }
     }
 
-    async fn answered(&mut self, (index, pull, answer): Answer) {
-        match answer {
-            Ok(message) => match message.status {
-                None => self.delivered(index, pull, message).await,
-                Some(StatusCode::NOT_FOUND | StatusCode::TIMEOUT) => self.lines.empty(index, pull),
-                Some(status) => {
-                    let reason = message.description.as_deref().unwrap_or("no reason given");
-                    self.refused(index, pull, &format!("{status} {reason}"));
-                }
-            },
-            Err(error) => self.failed(index, pull, error),
+    fn forget(&mut self, all: bool) {
+        while let Some((index, pull)) = self.pulls.lost(all) {
+            self.lines.lost(index, pull);
         }
     }
 
-    fn failed(&mut self, index: usize, pull: Pull, error: RequestError) {
-        match error {
-            RequestError::NoResponders => self.refused(index, pull, "the consumer does not exist"),
-            RequestError::Disconnected | RequestError::TimedOut => self.lines.lost(index, pull),
-            RequestError::TooLarge | RequestError::Closed => self.refused(index, pull, &error.to_string()),
+    fn answered(&mut self, index: usize, message: Message) {
+        let pull = self.pulls.answered(index, &message);
+        match (message.status, pull) {
+            // A pull may have counted as lost when its answer came after all.
+            (None, pull) => self.delivered(index, pull, message),
+            (Some(_), None) => {}
+            (Some(StatusCode::NOT_FOUND | StatusCode::TIMEOUT), Some(pull)) => self.lines.empty(index, pull),
+            (Some(StatusCode::NO_RESPONDERS), Some(pull)) => {
+                self.refused(index, pull, "the consumer does not exist");
+            }
+            (Some(status), Some(pull)) => {
+                let reason = message.description.as_deref().unwrap_or("no reason given");
+                self.refused(index, pull, &format!("{status} {reason}"));
+            }
         }
     }
 
     fn refused(&mut self, index: usize, pull: Pull, reason: &str) {
         if self.lines.refused(index, pull, Instant::now()) {
-            let consumer = &self.sources[index].name;
+            let consumer = &self.sources[index].consumer;
             tracing::warn!(
                 consumer,
                 reason,
@@ -196,8 +204,7 @@ impl Consumer {
     }
 
     /// Gives the delivery its slot and its task, or hands it back.
-    async fn delivered(&mut self, index: usize, pull: Pull, mut message: Message) {
-        let lane = self.sources[index].lane;
+    fn delivered(&mut self, index: usize, pull: Option<Pull>, mut message: Message) {
         let ack_subject = message
             .reply
             .take()
@@ -208,21 +215,12 @@ impl Consumer {
                 subject = ack_subject,
                 "a delivery without an acknowledgement subject; ignored"
             );
-            self.lines.lost(index, pull);
             return;
         };
         self.lines.delivered(index, pull, ack.pending);
-        let taken = self.server.slots.take(lane);
-        let Some(slot) = taken else {
+        let Some(slot) = self.server.slots.take(self.sources[index].lane) else {
             self.lines.handed_back(index);
-            self.worker.metrics.handed_back.inc();
-            let nats = self.worker.nats.clone();
-            // A task, so that no other delivery waits for this answer.
-            self.shutdown.spawn("hand back", async move {
-                // Unanswered, the lease brings the message back.
-                let _ = nats.settle(&ack_subject, Settle::Nak(Duration::ZERO)).await;
-            });
-            return;
+            return self.hand_back(ack_subject);
         };
         let delivery = Delivery {
             message,
@@ -232,5 +230,15 @@ impl Consumer {
         };
         let job = Job::new(Arc::clone(&self.worker), Arc::clone(&self.server), delivery);
         self.shutdown.spawn("job", job.run());
+    }
+
+    fn hand_back(&self, ack_subject: String) {
+        self.worker.metrics.handed_back.inc();
+        let nats = self.worker.nats.clone();
+        // A task, so that no other delivery waits for this answer.
+        self.shutdown.spawn("hand back", async move {
+            // Unanswered, the lease brings the message back.
+            let _ = nats.settle(&ack_subject, Settle::Nak(Duration::ZERO)).await;
+        });
     }
 }

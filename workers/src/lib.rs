@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod model_server;
 pub mod outcome;
 pub mod presence;
+pub mod pulls;
 pub mod reply;
 pub mod running;
 pub mod slots;

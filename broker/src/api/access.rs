@@ -36,7 +36,7 @@ pub(super) async fn authenticate(
     }
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
     let address = peer.map(|ConnectInfo(address)| address.ip());
-    match api.authenticator.authenticate(request.headers(), address) {
+    match api.authenticator.authenticate(request.headers(), address).await {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
             next.run(request).await
@@ -63,10 +63,10 @@ pub(super) async fn record(State(api): State<Arc<ApiState>>, mut request: Reques
         id.truncate(id.floor_char_boundary(MAX_CORRELATION_ID));
     }
     let record = api.audit.open(
-        caller,
+        caller.who.clone(),
         route,
         correlation_id,
-        text(request.headers(), &TRACEPARENT),
+        text(request.headers(), &TRACEPARENT).as_deref(),
     );
     request.extensions_mut().insert(record.clone());
     let response = next.run(request).await;

@@ -22,7 +22,9 @@ const DEFAULT_PAGE: u32 = 100;
 
 /// The audit log's routes; the caller's role is checked around them.
 pub fn router(store: Store) -> Router {
-    Router::new().route("/audit/v1/events", get(events)).with_state(store)
+    Router::new()
+        .route("/audit/v1/events", get(events))
+        .with_state(store)
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -54,15 +56,24 @@ async fn events(State(store): State<Store>, asked: Result<Query<Asked>, QueryRej
 async fn page(store: &Store, asked: Asked) -> Result<Page, ApiError> {
     let limit = asked.limit.unwrap_or(DEFAULT_PAGE);
     if limit == 0 || limit > MAX_PAGE {
-        return Err(ApiError::invalid("limit", format!("a page has 1 to {MAX_PAGE} events")));
+        return Err(ApiError::invalid(
+            "limit",
+            format!("a page has 1 to {MAX_PAGE} events"),
+        ));
     }
     let cursor = match &asked.cursor {
         Some(text) => Some(Cursor::parse(text).ok_or_else(|| {
-            ApiError::invalid("cursor", "that is no cursor; give back next_cursor of the page before")
+            ApiError::invalid(
+                "cursor",
+                "that is no cursor; give back next_cursor of the page before",
+            )
         })?),
         None => None,
     };
-    store.audit_page(&asked.filter()?, limit, cursor.as_ref()).await.map_err(away)
+    store
+        .audit_page(&asked.filter()?, limit, cursor.as_ref())
+        .await
+        .map_err(away)
 }
 
 impl Asked {
@@ -70,10 +81,16 @@ impl Asked {
         Ok(Filter {
             since: moment("since", self.since.as_deref())?,
             until: moment("until", self.until.as_deref())?,
-            outcome: word("outcome", self.outcome.as_deref(), |text| text.parse::<Outcome>().ok())?,
-            request_id: word("request_id", self.request_id.as_deref(), |text| Uuid::try_parse(text).ok())?,
+            outcome: word("outcome", self.outcome.as_deref(), |text| {
+                text.parse::<Outcome>().ok()
+            })?,
+            request_id: word("request_id", self.request_id.as_deref(), |text| {
+                Uuid::try_parse(text).ok()
+            })?,
             kind: word("kind", self.kind.as_deref(), |text| {
-                [AuditKind::Admitted, AuditKind::Ended].into_iter().find(|kind| kind.as_str() == text)
+                [AuditKind::Admitted, AuditKind::Ended]
+                    .into_iter()
+                    .find(|kind| kind.as_str() == text)
             })?,
             feature: self.feature,
             model: self.model,
@@ -91,7 +108,9 @@ fn moment(name: &str, text: Option<&str>) -> Result<Option<OffsetDateTime>, ApiE
 
 fn word<T>(name: &str, text: Option<&str>, parse: impl Fn(&str) -> Option<T>) -> Result<Option<T>, ApiError> {
     let Some(text) = text else { return Ok(None) };
-    parse(text).map(Some).ok_or_else(|| ApiError::invalid(name, "unknown value"))
+    parse(text)
+        .map(Some)
+        .ok_or_else(|| ApiError::invalid(name, "unknown value"))
 }
 
 fn away(error: StoreError) -> ApiError {

@@ -189,6 +189,6 @@ fn listed(path: &Path, problems: &[Problem]) -> anyhow::Error {
 }
 
 /// Tells whether a template can be used.
-fn check_prompt(_prompt: &PromptOverride) -> Result<(), String> {
-    Ok(())
+fn check_prompt(replacement: &PromptOverride) -> Result<(), String> {
+    duo_broker::prompt::check(replacement)
 }

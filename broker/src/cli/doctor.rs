@@ -43,11 +43,11 @@ fn settings() -> anyhow::Result<Settings> {
         nats: NatsConfig {
             url: env.text("DUO_NATS_URL", "nats://127.0.0.1:4222"),
             name: "duo-broker doctor".to_owned(),
-            inbox_prefix: "_INBOX_duo_broker".to_owned(),
+            inbox_prefix: "_INBOX.doctor".to_owned(),
             credentials_file: path(env.optional("DUO_NATS_CREDENTIALS_FILE")),
             ca_file: path(env.optional("DUO_NATS_CA_FILE")),
         },
-        seal_key_file: path(env.optional("DUO_SEAL_KEY_FILE")),
+        seal_key_file: path(env.optional("DUO_SEAL_KEYS_FILE")),
         gitlab_ca_file: path(env.optional("DUO_GITLAB_CA_FILE")),
     };
     env.finish_part()?;

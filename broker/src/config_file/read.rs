@@ -405,6 +405,15 @@ impl Reader<'_> {
 
     fn deadline(&mut self, path: &str, node: Node) -> Option<Duration> {
         let place = node.place;
+        if matches!(node.value, Value::Count(_) | Value::Number(_)) {
+            self.expected(
+                place,
+                path,
+                "a span of time such as 2500ms, 50s or 10m",
+                &node.value,
+            );
+            return None;
+        }
         let text = self.text(path, node)?;
         match parse_duration(&text) {
             Ok(span) if span.is_zero() => {

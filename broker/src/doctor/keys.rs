@@ -8,7 +8,7 @@ pub(super) fn examine(settings: &Settings, findings: &mut Vec<Finding>) {
     let Some(path) = &settings.seal_key_file else {
         findings.push(fail(
             "seal key",
-            "DUO_SEAL_KEY_FILE is not set",
+            "DUO_SEAL_KEYS_FILE is not set",
             "name the file that brokers and workers share",
         ));
         return;

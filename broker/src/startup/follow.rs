@@ -16,6 +16,7 @@ use futures_util::StreamExt as _;
 use crate::config::QueueConfig;
 use crate::identity::IdentitySink;
 use crate::metrics::Metrics;
+use crate::prompt::Prompts;
 use crate::routing::RoutingSink;
 use crate::topology;
 
@@ -33,6 +34,8 @@ pub(super) struct Followed {
     pub(super) queue: QueueConfig,
     /// Takes configurations.
     pub(super) routing: RoutingSink,
+    /// Takes prompt templates.
+    pub(super) prompts: Prompts,
     /// Takes identities.
     pub(super) identities: IdentitySink,
     /// Counters.
@@ -135,6 +138,7 @@ async fn take_config(followed: &Followed, served: &mut Served, configured: &mut 
     if revision <= served.config && configured.is_none() {
         return;
     }
+    followed.prompts.apply(&snapshot.prompts);
     followed.routing.store(snapshot);
     served.config = revision;
     followed

@@ -286,7 +286,6 @@ async fn select(
 }
 
 /// One statement for the whole batch, one array per column.
-#[expect(clippy::too_many_lines, reason = "one statement, one line per column")]
 async fn insert(connection: &mut PgConnection, records: &[&AuditRecord]) -> Result<u64, StoreError> {
     macro_rules! column {
         ($record:ident => $value:expr) => {

@@ -143,17 +143,16 @@ impl Http {
 
     /// Looks at the server's health; a draining vLLM answers well here and fails its requests.
     pub async fn health(&self) -> Health {
-        let looked = match &self.health {
-            Some(url) => match self.look(url).await {
-                // Not every server has the page; all of them list their models.
-                Health::Unwell(status) if status == StatusCode::NOT_FOUND.as_str() => {
-                    self.look(&self.models).await
-                }
-                health => health,
-            },
-            None => self.look(&self.models).await,
+        let Some(page) = &self.health else {
+            return self.look(&self.models).await;
         };
-        looked
+        match self.look(page).await {
+            // Not every server has the page; all of them list their models.
+            Health::Unwell(status) if status == StatusCode::NOT_FOUND.as_str() => {
+                self.look(&self.models).await
+            }
+            health => health,
+        }
     }
 
     /// The names that the server lists its models under.

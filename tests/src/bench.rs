@@ -1,0 +1,161 @@
+//! Benchmarks: what the queue adds, and what it carries.
+//!
+//! The same requests go to the simulated model server directly and through the broker, in one run, and every byte
+//! of every answer is checked. It measures whatever runs at the addresses it is given; `tests/bench/run` starts
+//! all of it. It shares the machine with what it measures, so it is written to cost little.
+
+pub mod check;
+pub mod cpu;
+mod hop;
+pub mod http;
+pub mod load;
+pub mod report;
+pub mod target;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use reqwest::Url;
+use tokio::runtime::Builder;
+
+use self::check::Shape;
+use self::cpu::Process;
+use self::load::{Load, Target};
+use self::report::{Machine, Report, Row};
+use self::target::Servers;
+
+/// The generator's own name among the processes.
+const GENERATOR: &str = "generator";
+/// The model server's.
+const MODEL: &str = "model";
+
+/// What to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Scenario {
+    /// Latency added over direct, one request at a time
+    Hop,
+    /// Answers a second and CPU time an answer, many at a time
+    Throughput,
+    /// Both
+    All,
+}
+
+/// How to measure, and whom.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// What to measure
+    #[arg(value_enum, default_value = "all")]
+    pub scenario: Scenario,
+    /// The simulated model server
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:18080")]
+    pub direct: Url,
+    /// The broker; without it only the model server is measured
+    #[arg(long, value_name = "URL", env = "DUO_URL")]
+    pub broker: Option<Url>,
+    /// API token for the broker's OpenAI endpoints
+    #[arg(long, value_name = "TOKEN", env = "DUO_CLIENT_TOKEN", hide_env_values = true)]
+    pub client_token: Option<String>,
+    /// GitLab's token for code completions; without it they are not measured
+    #[arg(long, value_name = "JWT", env = "DUO_GITLAB_JWT", hide_env_values = true)]
+    pub jwt: Option<String>,
+    /// The model's name at the broker
+    #[arg(long, value_name = "NAME", default_value = "mistral")]
+    pub model: String,
+    /// Seconds that each measurement takes
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub seconds: u64,
+    /// Seconds before each measurement that do not count
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(0..=60))]
+    pub warm_up: u64,
+    /// Requests under way at once in the throughput scenario
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub concurrency: usize,
+    /// Tokens of an answer, one chunk each in a stream
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub tokens: usize,
+    /// Threads of this load generator
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub threads: usize,
+    /// A process whose CPU time is counted; repeat it. "model" is the model server, all others are the system
+    #[arg(long = "pid", value_name = "NAME=PID")]
+    pub pids: Vec<Process>,
+    /// Write the results here too
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// Measures and reports; `progress` hears what is being measured.
+///
+/// # Errors
+/// A server is away or unfit. Wrong answers are no error but part of the report.
+pub fn run(options: &Options, progress: impl Fn(&str)) -> anyhow::Result<Report> {
+    anyhow::ensure!(
+        options.concurrency > 0 && options.threads > 0 && options.tokens > 0,
+        "--concurrency, --threads and --tokens are at least 1"
+    );
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let servers = runtime.block_on(Servers::look(options))?;
+    let mut rows = Vec::new();
+    if options.scenario != Scenario::Throughput {
+        progress("hop: one request at a time");
+        rows.extend(runtime.block_on(hop::measure(options, &servers))?);
+    }
+    if options.scenario != Scenario::Hop {
+        let mut targets = Vec::new();
+        for (request, shape) in [("unary", Shape::Chat), ("stream", Shape::ChatStream)] {
+            targets.push((request, "direct", servers.direct(options, shape)?));
+            targets.extend(
+                servers
+                    .broker(options, shape)?
+                    .map(|target| (request, "broker", target)),
+            );
+        }
+        let code = runtime.block_on(servers.code_completions(options))?;
+        targets.extend(code.map(|target| ("code completion", "broker", target)));
+        for (request, over, target) in targets {
+            progress(&format!(
+                "throughput: {request}, {over}, {} at a time",
+                options.concurrency
+            ));
+            rows.push(throughput(options, (request, over), &target)?);
+        }
+    }
+    Ok(Report {
+        at: Report::now(),
+        machine: Machine::here(),
+        seconds: options.seconds,
+        threads: options.threads,
+        tokens: options.tokens,
+        model_server: servers.settings,
+        rows,
+    })
+}
+
+fn throughput(
+    options: &Options,
+    (request, over): (&'static str, &'static str),
+    target: &Target,
+) -> anyhow::Result<Row> {
+    let load = Load {
+        concurrency: options.concurrency,
+        threads: options.threads.min(options.concurrency),
+        warm_up: Duration::from_secs(options.warm_up),
+        window: Duration::from_secs(options.seconds),
+    };
+    let mut processes = options.pids.clone();
+    processes.push(Process {
+        name: GENERATOR.to_owned(),
+        pid: std::process::id(),
+    });
+    let measured = load::run(target, load, &processes)?;
+    let system = |name: &str| name != GENERATOR && name != MODEL;
+    Ok(Row::new(
+        ("throughput", request, over),
+        load.concurrency,
+        measured,
+        system,
+    ))
+}

@@ -1,0 +1,66 @@
+//! What the way through the queue adds to one request when nothing else is under way.
+//!
+//! Direct and through the broker take turns in short blocks, so that whatever else the machine does meets both.
+
+use std::time::{Duration, Instant};
+
+use super::Options;
+use super::check::Shape;
+use super::load::{Client, Measured};
+use super::report::Row;
+use super::target::Servers;
+
+/// Requests of one kind in a row, of which the first few wake up what slept.
+const BLOCK: usize = 40;
+const WAKING: usize = 4;
+/// After so many wrong answers there is nothing to be measured.
+const TOO_MANY_WRONG: u64 = 20;
+
+/// One kind of request on one way, and what came of it.
+struct Lane {
+    request: &'static str,
+    over: &'static str,
+    client: Client,
+    measured: Measured,
+}
+
+/// Takes turns among unary and stream, direct and broker, until the time is over.
+pub(super) async fn measure(options: &Options, servers: &Servers) -> anyhow::Result<Vec<Row>> {
+    let mut lanes = Vec::new();
+    for (request, shape) in [("unary", Shape::Chat), ("stream", Shape::ChatStream)] {
+        let ways = [
+            ("direct", Some(servers.direct(options, shape)?)),
+            ("broker", servers.broker(options, shape)?),
+        ];
+        lanes.extend(ways.into_iter().filter_map(|(over, target)| {
+            Some(Lane {
+                request,
+                over,
+                client: Client::new(target?, 0),
+                measured: Measured::default(),
+            })
+        }));
+    }
+    let warm = Instant::now() + Duration::from_secs(options.warm_up);
+    // Each kind gets as long as in the other scenarios.
+    let end = warm + Duration::from_secs(options.seconds) * u32::try_from(lanes.len())?;
+    while Instant::now() < end && lanes.iter().all(|lane| lane.measured.wrong < TOO_MANY_WRONG) {
+        for lane in &mut lanes {
+            lane.block(Instant::now() >= warm).await;
+        }
+    }
+    let row = |lane: Lane| Row::new(("hop", lane.request, lane.over), 1, lane.measured, |_| false);
+    Ok(lanes.into_iter().map(row).collect())
+}
+
+impl Lane {
+    async fn block(&mut self, counts: bool) {
+        for number in 0..BLOCK {
+            match self.client.ask(Instant::now()).await {
+                Ok(sample) if counts && number >= WAKING => self.measured.samples.push(sample),
+                Ok(_) => {}
+                Err(problem) => self.measured.tell(problem),
+            }
+        }
+    }
+}

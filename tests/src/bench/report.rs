@@ -1,0 +1,355 @@
+//! Results as tables for people and as JSON for programs.
+
+use std::fs;
+use std::time::Duration;
+
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::cpu::Usage;
+use super::load::Measured;
+use crate::table;
+
+/// Where latencies lie, in microseconds. From all samples, not from buckets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[expect(missing_docs, reason = "each is the percentile its name says")]
+pub struct Spread {
+    pub p50: f64,
+    pub p90: f64,
+    pub p99: f64,
+    pub p999: f64,
+    pub max: f64,
+    pub mean: f64,
+}
+
+/// One line of results.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// `hop` or `throughput`.
+    pub scenario: &'static str,
+    /// What was asked: `unary`, `stream` or `code completion`.
+    pub request: &'static str,
+    /// `direct` to the model server, or through the `broker`.
+    pub over: &'static str,
+    /// Connections with one request under way each.
+    pub concurrency: usize,
+    /// Requests whose latency was counted.
+    pub requests: usize,
+    /// Right answers within the window, a second; not for `hop`, whose requests take turns.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per_second: Option<f64>,
+    /// To the first text, in microseconds.
+    pub first_us: Spread,
+    /// To the end, in microseconds.
+    pub whole_us: Spread,
+    /// What each process used within the window.
+    pub used: Vec<Usage>,
+    /// CPU time a right answer, in microseconds: of all processes of the system, without model server and generator.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_us: Option<f64>,
+    /// Wrong or missing answers.
+    pub wrong: u64,
+    /// The first few of them in words.
+    pub told: Vec<String>,
+    #[serde(skip)]
+    ended: u64,
+}
+
+/// The machine the figures are from.
+#[derive(Clone, Debug, Serialize)]
+pub struct Machine {
+    cores: usize,
+    cpu: String,
+    kernel: String,
+}
+
+/// All of a run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// When it ended.
+    pub at: String,
+    /// Where.
+    pub machine: Machine,
+    /// The windows' length in seconds.
+    pub seconds: u64,
+    /// Threads of the generator.
+    pub threads: usize,
+    /// Tokens in an answer.
+    pub tokens: usize,
+    /// Settings of the simulated model server.
+    pub model_server: serde_json::Value,
+    /// The results.
+    pub rows: Vec<Row>,
+}
+
+impl Spread {
+    /// The spread of samples in nanoseconds.
+    #[must_use]
+    pub fn of(mut samples: Vec<u64>) -> Self {
+        samples.sort_unstable();
+        let (Some(last), count) = (samples.last(), samples.len()) else {
+            return Self::default();
+        };
+        // The smallest sample that this share of all samples does not exceed.
+        let at = |share: f64| micros(samples[((count as f64 * share).ceil() as usize).clamp(1, count) - 1]);
+        Self {
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p999: at(0.999),
+            max: micros(*last),
+            mean: samples.iter().map(|sample| micros(*sample)).sum::<f64>() / count as f64,
+        }
+    }
+}
+
+impl Row {
+    /// What came of one load; `system` processes count towards `cpu_us`.
+    #[must_use]
+    pub fn new(
+        (scenario, request, over): (&'static str, &'static str, &'static str),
+        concurrency: usize,
+        measured: Measured,
+        system: impl Fn(&str) -> bool,
+    ) -> Self {
+        let seconds = measured.window.as_secs_f64();
+        let ours: Duration = measured
+            .used
+            .iter()
+            .filter(|used| system(&used.name))
+            .map(|used| used.cpu)
+            .sum();
+        Self {
+            scenario,
+            request,
+            over,
+            concurrency,
+            requests: measured.samples.len(),
+            per_second: (seconds > 0.0).then(|| measured.ended as f64 / seconds),
+            first_us: Spread::of(measured.samples.iter().map(|sample| sample.first).collect()),
+            whole_us: Spread::of(measured.samples.iter().map(|sample| sample.whole).collect()),
+            cpu_us: per_answer(ours, measured.ended).filter(|_| over != "direct" && !ours.is_zero()),
+            used: measured.used,
+            wrong: measured.wrong,
+            told: measured.told,
+            ended: measured.ended,
+        }
+    }
+}
+
+impl Machine {
+    /// This one.
+    #[must_use]
+    pub fn here() -> Self {
+        let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let name = cpus.lines().find_map(|line| line.strip_prefix("model name"));
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        Self {
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            cpu: name
+                .unwrap_or_default()
+                .trim_start_matches([' ', '\t', ':'])
+                .to_owned(),
+            kernel: kernel.trim().to_owned(),
+        }
+    }
+}
+
+impl Report {
+    /// The moment of now, for the report.
+    #[must_use]
+    pub fn now() -> String {
+        OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default()
+    }
+
+    /// True when every answer was right, and there were answers.
+    #[must_use]
+    pub fn all_right(&self) -> bool {
+        !self.rows.is_empty() && self.rows.iter().all(|row| row.wrong == 0 && row.requests > 0)
+    }
+
+    /// The tables, line by line.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        let Machine { cores, cpu, kernel } = &self.machine;
+        let mut lines = vec![format!(
+            "{cores} cores of {cpu}, Linux {kernel}; {} tokens an answer",
+            self.tokens
+        )];
+        let rows = |scenario| self.rows.iter().filter(move |row| row.scenario == scenario);
+        if rows("hop").next().is_some() {
+            lines.extend([
+                "".to_owned(),
+                "hop: one request at a time, in milliseconds".to_owned(),
+            ]);
+            lines.extend(self.hop(&rows("hop").collect::<Vec<_>>()));
+        }
+        for row in rows("throughput").take(1) {
+            let Row { concurrency, .. } = row;
+            lines.extend([
+                "".to_owned(),
+                format!("throughput: {concurrency} at a time, latencies in milliseconds"),
+            ]);
+            lines.extend(throughput(&rows("throughput").collect::<Vec<_>>()));
+            lines.extend(["".to_owned(), "CPU time an answer in microseconds".to_owned()]);
+            lines.extend(shares(&rows("throughput").collect::<Vec<_>>()));
+        }
+        for row in self.rows.iter().filter(|row| row.wrong > 0 || row.requests == 0) {
+            lines.push(String::new());
+            let Row {
+                scenario,
+                request,
+                over,
+                wrong,
+                ..
+            } = row;
+            lines.push(format!(
+                "WRONG: {scenario}, {request}, {over}: {wrong} answers of {}",
+                row.requests as u64 + wrong
+            ));
+            lines.extend(row.told.iter().map(|told| format!("  {told}")));
+        }
+        lines
+    }
+
+    fn hop(&self, rows: &[&Row]) -> Vec<String> {
+        let mut cells = Vec::new();
+        for row in rows {
+            let measures: &[_] = if row.request == "stream" {
+                &[("first token", row.first_us), ("whole stream", row.whole_us)]
+            } else {
+                &[("unary", row.whole_us)]
+            };
+            for (name, spread) in measures {
+                let direct = rows
+                    .iter()
+                    .find(|other| other.request == row.request && other.over == "direct");
+                let direct = direct.map(|other| {
+                    if *name == "first token" {
+                        other.first_us
+                    } else {
+                        other.whole_us
+                    }
+                });
+                let added = |of: fn(&Spread) -> f64| match direct {
+                    Some(direct) if row.over != "direct" => milliseconds(of(spread) - of(&direct)),
+                    _ => String::new(),
+                };
+                cells.push(vec![
+                    (*name).to_owned(),
+                    row.over.to_owned(),
+                    row.requests.to_string(),
+                    milliseconds(spread.p50),
+                    milliseconds(spread.p99),
+                    milliseconds(spread.max),
+                    added(|spread| spread.p50),
+                    added(|spread| spread.p99),
+                ]);
+            }
+        }
+        cells.sort_by_key(|cells| {
+            ["unary", "first token", "whole stream"]
+                .iter()
+                .position(|name| *name == cells[0])
+        });
+        table::lines(
+            2,
+            &[
+                "REQUEST",
+                "OVER",
+                "REQUESTS",
+                "P50",
+                "P99",
+                "MAX",
+                "ADDED P50",
+                "ADDED P99",
+            ],
+            &cells,
+        )
+    }
+}
+
+fn throughput(rows: &[&Row]) -> Vec<String> {
+    let cells: Vec<_> = rows
+        .iter()
+        .map(|row| {
+            vec![
+                row.request.to_owned(),
+                row.over.to_owned(),
+                format!("{:.0}", row.per_second.unwrap_or_default()),
+                milliseconds(row.first_us.p50),
+                milliseconds(row.whole_us.p50),
+                milliseconds(row.whole_us.p99),
+                milliseconds(row.whole_us.p999),
+                milliseconds(row.whole_us.max),
+            ]
+        })
+        .collect();
+    table::lines(
+        2,
+        &[
+            "REQUEST",
+            "OVER",
+            "ANSWERS/S",
+            "FIRST P50",
+            "P50",
+            "P99",
+            "P99.9",
+            "MAX",
+        ],
+        &cells,
+    )
+}
+
+fn shares(rows: &[&Row]) -> Vec<String> {
+    let mut names: Vec<&str> = Vec::new();
+    for used in rows.iter().flat_map(|row| &row.used) {
+        if !names.contains(&used.name.as_str()) {
+            names.push(&used.name);
+        }
+    }
+    let mut headings = vec!["REQUEST", "OVER", "SYSTEM"];
+    headings.extend(&names);
+    let cells: Vec<_> = rows
+        .iter()
+        .map(|row| {
+            let mut cells = vec![row.request.to_owned(), row.over.to_owned()];
+            cells.push(row.cpu_us.map_or_else(String::new, |cpu| format!("{cpu:.0}")));
+            cells.extend(names.iter().map(|name| {
+                let used = row.used.iter().find(|used| used.name == *name);
+                let cpu = used.and_then(|used| per_answer(used.cpu, row.ended));
+                cpu.map_or_else(String::new, |cpu| format!("{cpu:.0}"))
+            }));
+            cells
+        })
+        .collect();
+    table::lines(2, &headings, &cells)
+}
+
+fn per_answer(cpu: Duration, answers: u64) -> Option<f64> {
+    (answers > 0).then(|| cpu.as_secs_f64() * 1e6 / answers as f64)
+}
+
+fn micros(nanoseconds: u64) -> f64 {
+    nanoseconds as f64 / 1000.0
+}
+
+fn milliseconds(microseconds: f64) -> String {
+    format!("{:.3}", microseconds / 1000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_percentile_is_a_sample() {
+        let spread = Spread::of((1..=1000).rev().map(|micro| micro * 1000).collect());
+        assert_eq!((spread.p50, spread.p99, spread.p999), (500.0, 990.0, 999.0));
+        assert_eq!((spread.max, spread.mean), (1000.0, 500.5));
+        let one = Spread::of(vec![7000]);
+        assert_eq!((one.p50, one.p999, one.max), (7.0, 7.0, 7.0));
+        assert_eq!(Spread::of(Vec::new()), Spread::default());
+    }
+}

@@ -1,0 +1,272 @@
+//! What is asked, of whom, and the right answers.
+//!
+//! Answers to chats follow from the prompt alone. What the broker makes of a code completion is its own affair, so
+//! those answers are learned: each request is sent once, and the answer follows from the prompt that the simulated
+//! model server then saw.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use reqwest::{Client, Url};
+use serde_json::{Value, json};
+
+use super::Options;
+use super::check::Shape;
+use super::load::{Ask, Target};
+use crate::demo::rails;
+use crate::sim::expected;
+
+/// Different requests of each kind; an answer to another's request is noticed.
+const ASKS: usize = 64;
+/// No request of the preparations takes longer.
+const LONGEST_STEP: Duration = Duration::from_secs(20);
+
+/// The servers to be measured, known to answer.
+#[derive(Debug)]
+pub struct Servers {
+    http: Client,
+    direct: Url,
+    broker: Option<Url>,
+    /// The simulated server's settings.
+    pub settings: Value,
+}
+
+impl Servers {
+    /// Looks at the model server's settings, and refuses what would not be measured fairly.
+    ///
+    /// # Errors
+    /// It is away, slow on purpose, or says less than is to be measured.
+    pub async fn look(options: &Options) -> anyhow::Result<Self> {
+        let http = Client::builder().no_proxy().timeout(LONGEST_STEP).build()?;
+        let direct = options.direct.clone();
+        let settings: Value = get(&http, &direct, "/control").await?.json().await?;
+        let setting = |name: &str| settings[name].as_u64().unwrap_or_default();
+        ensure!(
+            setting("ttft_ms") == 0 && setting("pace_ms") == 0,
+            "the model server at {direct} waits on purpose (ttft_ms {}, pace_ms {}); set both to 0",
+            setting("ttft_ms"),
+            setting("pace_ms"),
+        );
+        ensure!(
+            setting("tokens") >= options.tokens as u64,
+            "the model server at {direct} says only {} tokens; {} are to be measured",
+            setting("tokens"),
+            options.tokens,
+        );
+        Ok(Self {
+            http,
+            direct,
+            broker: options.broker.clone(),
+            settings,
+        })
+    }
+
+    /// Chats with the model server itself.
+    ///
+    /// # Errors
+    /// Its address cannot be found.
+    pub fn direct(&self, options: &Options, shape: Shape) -> anyhow::Result<Target> {
+        let model = self.settings["model"][0]
+            .as_str()
+            .context("the model server has no model")?;
+        chats(address(&self.direct)?, Vec::new(), model, options.tokens, shape)
+    }
+
+    /// The same chats through the broker; nothing when there is none.
+    ///
+    /// # Errors
+    /// Its address cannot be found, or the token is missing.
+    pub fn broker(&self, options: &Options, shape: Shape) -> anyhow::Result<Option<Target>> {
+        let Some(broker) = &self.broker else {
+            return Ok(None);
+        };
+        let token = options
+            .client_token
+            .as_deref()
+            .context("the broker wants a token: DUO_CLIENT_TOKEN")?;
+        let headers = vec![("authorization".to_owned(), format!("Bearer {token}"))];
+        chats(address(broker)?, headers, &options.model, options.tokens, shape).map(Some)
+    }
+
+    /// Code completions as GitLab sends them; nothing when there is no broker or no JWT.
+    ///
+    /// # Errors
+    /// The broker does not answer one, or the model server was asked something else.
+    pub async fn code_completions(&self, options: &Options) -> anyhow::Result<Option<Target>> {
+        let (Some(broker), Some(jwt)) = (&self.broker, &options.jwt) else {
+            return Ok(None);
+        };
+        let headers: Vec<_> = rails::headers(jwt)?
+            .into_iter()
+            .filter(|(name, _)| *name != rails::USER)
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect();
+        let mut target = Target {
+            address: address(broker)?,
+            path: "/v2/code/completions",
+            headers,
+            person_each: true,
+            shape: Shape::CodeCompletion,
+            asks: Vec::with_capacity(ASKS),
+        };
+        for number in 0..ASKS {
+            let marker = format!("sum_{number:04}");
+            let body = code_completion(&marker).to_string();
+            let expected = self.learn(&target, &body, &marker).await?;
+            target.asks.push(Ask { body, expected });
+        }
+        Ok(Some(target))
+    }
+
+    /// Sends `body` once and works out the answer from what the model server was asked.
+    async fn learn(&self, target: &Target, body: &str, marker: &str) -> anyhow::Result<String> {
+        let url = self
+            .broker
+            .as_ref()
+            .context("learning needs a broker")?
+            .join(target.path)?;
+        let mut request = self.http.post(url).header("content-type", "application/json");
+        for (name, value) in &target.headers {
+            request = request.header(name, value);
+        }
+        let answer = request
+            .body(body.to_owned())
+            .send()
+            .await
+            .context("the broker does not answer")?;
+        let status = answer.status();
+        let text = answer.text().await?;
+        ensure!(
+            status.is_success(),
+            "a code completion was answered {status}: {text}"
+        );
+        let asked: Value = get(&self.http, &self.direct, "/control/last")
+            .await?
+            .json()
+            .await?;
+        ensure!(
+            asked.to_string().contains(marker),
+            "the model server was asked something else; is another client busy with it?"
+        );
+        let natural = self.settings["tokens"].as_u64().unwrap_or_default();
+        let words = asked["max_tokens"]
+            .as_u64()
+            .map_or(natural, |most| most.min(natural));
+        answer_to(&asked, usize::try_from(words)?)
+    }
+}
+
+/// What the simulated model says to a request with this body.
+fn answer_to(asked: &Value, words: usize) -> anyhow::Result<String> {
+    let mut text = match (&asked["prompt"], &asked["messages"]) {
+        (Value::String(prompt), _) => expected::completion_text(prompt, words),
+        (_, messages @ Value::Array(_)) => expected::chat_text(&messages.to_string(), words)?,
+        _ => bail!("the model server was asked neither a chat nor a completion"),
+    };
+    let stops = asked["stop"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str);
+    if let Some(cut) = stops.filter_map(|stop| text.find(stop)).min() {
+        text.truncate(cut);
+    }
+    Ok(text)
+}
+
+fn chats(
+    address: SocketAddr,
+    headers: Vec<(String, String)>,
+    model: &str,
+    tokens: usize,
+    shape: Shape,
+) -> anyhow::Result<Target> {
+    let asks = (0..ASKS).map(|number| {
+        let messages = json!([
+            {"role": "system", "content": "You answer briefly, and only what was asked."},
+            {"role": "user", "content": format!("Question {number}: which of the two functions below is called first, and why?\n\nfn one() {{ two() }}\nfn two() {{ one() }}")},
+        ]);
+        let expected = expected::chat_text(&messages.to_string(), tokens)?;
+        let mut body = json!({"model": model, "messages": messages, "max_tokens": tokens});
+        if shape == Shape::ChatStream {
+            body["stream"] = Value::Bool(true);
+        }
+        Ok(Ask { body: body.to_string(), expected })
+    });
+    Ok(Target {
+        address,
+        path: "/v1/chat/completions",
+        headers,
+        person_each: false,
+        shape,
+        asks: asks.collect::<serde_json::Result<_>>()?,
+    })
+}
+
+fn code_completion(marker: &str) -> Value {
+    json!({
+        "project_path": "group/project", "project_id": 7, "prompt_version": 2, "prompt": null, "stream": false,
+        "model_provider": "litellm", "model_name": "codegemma", "model_endpoint": "http://127.0.0.1:9/v1",
+        "model_identifier": "custom_openai/codegemma", "choices_count": 1, "intent": "completion",
+        "current_file": {
+            "file_name": format!("lib/{marker}.py"), "language_identifier": "python",
+            "content_above_cursor": format!("import math\n\n\ndef {marker}(values):\n    "),
+            "content_below_cursor": "\n\n\nprint(math.pi)\n",
+        },
+        "context": [], "telemetry": [],
+    })
+}
+
+fn address(url: &Url) -> anyhow::Result<SocketAddr> {
+    ensure!(
+        url.scheme() == "http",
+        "{url} is not http://, and no other is spoken here"
+    );
+    let addresses = url
+        .socket_addrs(|| Some(80))
+        .with_context(|| format!("{url} has no address"))?;
+    addresses
+        .first()
+        .copied()
+        .with_context(|| format!("{url} has no address"))
+}
+
+async fn get(http: &Client, base: &Url, path: &str) -> anyhow::Result<reqwest::Response> {
+    let answer = http.get(base.join(path)?).send().await;
+    let answer = answer.with_context(|| format!("the simulated model server at {base} does not answer"))?;
+    Ok(answer.error_for_status()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_answer_follows_from_what_was_asked() {
+        let prompt = "<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>";
+        let whole = expected::completion_text(prompt, 5);
+        assert_eq!(answer_to(&json!({"prompt": prompt}), 5).unwrap(), whole);
+        let stop = &whole[4..6];
+        let cut = answer_to(&json!({"prompt": prompt, "stop": ["never", stop]}), 5).unwrap();
+        assert_eq!(cut, whole[..whole.find(stop).unwrap()]);
+        assert!(answer_to(&json!({}), 5).is_err());
+    }
+
+    #[test]
+    fn every_ask_has_its_own_answer() {
+        let target = chats(
+            "127.0.0.1:1".parse().unwrap(),
+            Vec::new(),
+            "m",
+            16,
+            Shape::ChatStream,
+        )
+        .unwrap();
+        let mut answers: Vec<_> = target.asks.iter().map(|ask| &ask.expected).collect();
+        answers.sort_unstable();
+        answers.dedup();
+        assert_eq!(answers.len(), ASKS);
+        assert!(target.asks[0].body.contains("\"stream\":true"));
+    }
+}

@@ -1,0 +1,79 @@
+//! The generator against a simulated model server that answers right, wrong, or not at all.
+
+use clap::Parser;
+
+use super::*;
+use crate::sim::{Fault, Settings, Sim};
+
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    options: Options,
+}
+
+fn options(sim: &Sim, more: &[&str]) -> Options {
+    let url = sim.url();
+    let mut words = vec!["duo-bench", "--direct", &url, "--seconds", "1", "--warm-up", "0"];
+    words.extend(more);
+    let mut options = Arguments::parse_from(words).options;
+    // Whatever the environment says, only the simulated server is measured here.
+    (options.broker, options.jwt) = (None, None);
+    options
+}
+
+fn measure(options: Options) -> anyhow::Result<Report> {
+    run(&options, |_| {})
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn right_answers_are_counted_and_timed() {
+    let sim = Sim::start(Settings::default()).await.unwrap();
+    let pid = format!("model={}", std::process::id());
+    let options = options(&sim, &["--concurrency", "4", "--pid", &pid]);
+    let report = tokio::task::spawn_blocking(|| measure(options))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(report.all_right(), "{report:?}");
+    assert_eq!(report.rows.len(), 4);
+    for row in &report.rows {
+        assert!(row.first_us.p50 <= row.whole_us.p50 && row.whole_us.p50 <= row.whole_us.max);
+        assert_eq!(row.used.len(), if row.scenario == "hop" { 0 } else { 2 });
+    }
+    let lines = report.lines().join("\n");
+    assert!(
+        lines.contains("ANSWERS/S") && lines.contains("first token"),
+        "{lines}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_wrong_answer_among_many_is_told() {
+    let sim = Sim::start(Settings::default()).await.unwrap();
+    for fault in [Fault::Cut, Fault::Abort, Fault::ErrorMid, Fault::Fail] {
+        sim.set(|settings| settings.next_faults = vec![fault]);
+        let options = options(&sim, &["throughput", "--concurrency", "2"]);
+        let report = tokio::task::spawn_blocking(|| measure(options))
+            .await
+            .unwrap()
+            .unwrap();
+        let wrong: u64 = report.rows.iter().map(|row| row.wrong).sum();
+        assert_eq!((wrong, report.all_right()), (1, false), "{fault:?}");
+        assert!(report.lines().join("\n").contains("WRONG"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_waits_on_purpose_is_not_measured() {
+    let settings = Settings {
+        pace_ms: 5,
+        ..Settings::default()
+    };
+    let sim = Sim::start(settings).await.unwrap();
+    let options = options(&sim, &[]);
+    let error = tokio::task::spawn_blocking(|| measure(options))
+        .await
+        .unwrap()
+        .unwrap_err();
+    assert!(error.to_string().contains("pace_ms 5"), "{error}");
+}
