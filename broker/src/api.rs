@@ -1,7 +1,7 @@
 //! The HTTP surface: every endpoint's shapes to and from ours.
 //!
 //! A handler reads *parse, route, render, send, respond*. Statuses are in
-//! [`error`], wire formats of streams in [`stream`]; rules about who may do
+//! `error`, wire formats of streams in `stream`; rules about who may do
 //! what with which model are not here but in [`crate::exchange`].
 //!
 //! A request passes, from the outside in:
@@ -19,7 +19,7 @@ use axum::extract::Request;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{MethodRouter, get, post};
-use http::StatusCode;
+use http::Uri;
 use tower::ServiceBuilder;
 
 mod access;
@@ -40,22 +40,13 @@ mod stream;
 mod suggestion;
 mod version;
 
-use error::{ApiError, Shape};
+use error::{ApiError, Refused, Shape};
 pub use state::{ApiState, Readiness};
 
 /// The whole API as one router. `audit_events` serves paths below `/audit/`,
 /// for callers with the auditor role only.
 pub fn router(state: Arc<ApiState>, audit_events: Option<Router>) -> Router {
-    let audit = audit_events
-        .unwrap_or_default()
-        .layer(from_fn(access::auditors_only));
-    let routes = Router::new()
-        .merge(inference(&state))
-        .merge(open())
-        .with_state(Arc::clone(&state))
-        .merge(audit)
-        .fallback(unknown_path)
-        .method_not_allowed_fallback(unknown_method);
+    let routes = routes(&state, audit_events);
     Router::new().fallback_service(
         ServiceBuilder::new()
             .layer(from_fn(edge::mark))
@@ -64,6 +55,20 @@ pub fn router(state: Arc<ApiState>, audit_events: Option<Router>) -> Router {
             .layer(from_fn(edge::absorb))
             .service(routes),
     )
+}
+
+/// What known callers may reach.
+fn routes(state: &Arc<ApiState>, audit_events: Option<Router>) -> Router {
+    let audit = audit_events
+        .unwrap_or_default()
+        .layer(from_fn(access::auditors_only));
+    Router::new()
+        .merge(inference(state))
+        .merge(open())
+        .with_state(Arc::clone(state))
+        .merge(audit)
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(unknown_method)
 }
 
 /// Endpoints that ask a model: each request has an audit record.
@@ -97,7 +102,7 @@ fn only_get(route: MethodRouter<Arc<ApiState>>) -> MethodRouter<Arc<ApiState>> {
 
 /// 404, or 307 where only a slash at the end is too much.
 async fn unknown_path(request: Request) -> Response {
-    without_slash(&request).unwrap_or_else(|| {
+    without_slash(request.uri()).unwrap_or_else(|| {
         ApiError::NotFound("Not Found".into()).respond(Shape::of_path(request.uri().path()))
     })
 }
@@ -107,18 +112,18 @@ async fn unknown_method(request: Request) -> Response {
 }
 
 /// A redirect to the path without its last slash, when it has one.
-fn without_slash(request: &Request) -> Option<Response> {
-    let path = request.uri().path();
+fn without_slash(uri: &Uri) -> Option<Response> {
+    let path = uri.path();
     // A path that starts with two slashes would read as another host.
     let target = path
         .strip_suffix('/')
         .filter(|path| !path.is_empty() && !path.starts_with("//"))?;
-    let target = match request.uri().query() {
+    let target = match uri.query() {
         Some(query) => format!("{target}?{query}"),
         None => target.to_owned(),
     };
     let mut response = Redirect::temporary(&target).into_response();
-    *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+    response.extensions_mut().insert(Refused("redirected".into()));
     Some(response)
 }
 

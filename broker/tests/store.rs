@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-#[path = "store/servers.rs"]
+#[path = "support/servers.rs"]
 mod servers;
 
 use std::path::Path;

@@ -16,7 +16,7 @@ async fn a_served_prompt_is_in_no_file_no_log_and_no_metric() {
     let cluster = cluster.slots(16).start().await;
     let one = async |number: usize| {
         let text = format!("{CANARY} number {number} {CANARY}");
-        let stream = number % 2 == 0;
+        let stream = number.is_multiple_of(2);
         let (person, mut file) = (format!("person {}", number % 16), completion(&text, stream));
         file["current_file"]["file_name"] = format!("{number}.py").into();
         let call = match number % 5 {

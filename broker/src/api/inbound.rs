@@ -8,7 +8,7 @@ use axum::extract::{FromRequest, Request};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use duo_contract::name::FeatureName;
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, StatusCode, Uri, header};
 use http_body::Body as HttpBody;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
@@ -33,6 +33,7 @@ pub(super) struct Inbound {
     pub(super) caller: Caller,
     pub(super) record: OpenRecord,
     pub(super) headers: HeaderMap,
+    pub(super) uri: Uri,
     /// Behind a lock only so that a handler may lend itself across an await.
     body: Mutex<Body>,
 }
@@ -51,6 +52,7 @@ impl FromRequest<Arc<ApiState>> for Inbound {
             caller,
             record,
             headers: parts.headers,
+            uri: parts.uri,
             body: Mutex::new(body),
         })
     }

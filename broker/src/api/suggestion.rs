@@ -1,6 +1,7 @@
 //! Code suggestions made of components: `/v3/code/completions` and
 //! `/v4/code/suggestions`, for code generation and for completion. They differ
-//! in the format of their streams only.
+//! in the format of their streams only. Their first gate comes after the body,
+//! which tells whether code is to be completed or generated.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;
@@ -85,6 +86,7 @@ async fn try_suggest(inbound: &mut Inbound, format: Format, shape: &mut Shape) -
     let choice = code::metadata_hint(&fields);
     match &*first.required_text("type", code::MAX_NAME)? {
         "code_editor_completion" => {
+            *shape = Shape::Completion { stream };
             inbound.require(&["complete_code"], &CODE_COMPLETION, REFUSAL)?;
             inbound.gate(&CODE_COMPLETION)?;
             let completion = Completion {
@@ -96,7 +98,6 @@ async fn try_suggest(inbound: &mut Inbound, format: Format, shape: &mut Shape) -
             complete(inbound, &completion, stream, format).await
         }
         "code_editor_generation" => {
-            *shape = Shape::GitLab;
             inbound.require(&["generate_code"], &CODE_GENERATION, REFUSAL)?;
             inbound.gate(&CODE_GENERATION)?;
             generate(inbound, &Generation::parse(&payload, choice)?, stream, format).await
