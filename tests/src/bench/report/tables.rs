@@ -1,0 +1,167 @@
+//! The results as tables.
+
+use super::{Machine, Report, Row, Spread, per_answer};
+use crate::table;
+
+impl Report {
+    /// The tables, line by line.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        let Machine { cores, cpu, kernel } = &self.machine;
+        let mut lines = vec![format!(
+            "{cores} cores of {cpu}, Linux {kernel}; {} tokens an answer",
+            self.tokens
+        )];
+        let rows = |scenario| self.rows.iter().filter(move |row| row.scenario == scenario);
+        if rows("hop").next().is_some() {
+            lines.extend([
+                "".to_owned(),
+                "hop: one request at a time, in milliseconds".to_owned(),
+            ]);
+            lines.extend(self.hop(&rows("hop").collect::<Vec<_>>()));
+        }
+        for row in rows("throughput").take(1) {
+            let Row { concurrency, .. } = row;
+            lines.extend([
+                "".to_owned(),
+                format!("throughput: {concurrency} at a time, latencies in milliseconds"),
+            ]);
+            lines.extend(throughput(&rows("throughput").collect::<Vec<_>>()));
+            lines.extend(["".to_owned(), "CPU time an answer in microseconds".to_owned()]);
+            lines.extend(shares(&rows("throughput").collect::<Vec<_>>()));
+        }
+        for row in self.rows.iter().filter(|row| row.wrong > 0 || row.requests == 0) {
+            lines.push(String::new());
+            let Row {
+                scenario,
+                request,
+                over,
+                wrong,
+                ..
+            } = row;
+            lines.push(format!(
+                "WRONG: {scenario}, {request}, {over}: {wrong} answers of {}",
+                row.requests as u64 + wrong
+            ));
+            lines.extend(row.told.iter().map(|told| format!("  {told}")));
+        }
+        lines
+    }
+
+    fn hop(&self, rows: &[&Row]) -> Vec<String> {
+        let mut cells = Vec::new();
+        for row in rows {
+            let measures: &[_] = if row.request == "stream" {
+                &[("first token", row.first_us), ("whole stream", row.whole_us)]
+            } else {
+                &[("unary", row.whole_us)]
+            };
+            for (name, spread) in measures {
+                let direct = rows
+                    .iter()
+                    .find(|other| other.request == row.request && other.over == "direct");
+                let direct = direct.map(|other| {
+                    if *name == "first token" {
+                        other.first_us
+                    } else {
+                        other.whole_us
+                    }
+                });
+                let added = |of: fn(&Spread) -> f64| match direct {
+                    Some(direct) if row.over != "direct" => milliseconds(of(spread) - of(&direct)),
+                    _ => String::new(),
+                };
+                cells.push(vec![
+                    (*name).to_owned(),
+                    row.over.to_owned(),
+                    row.requests.to_string(),
+                    milliseconds(spread.p50),
+                    milliseconds(spread.p99),
+                    milliseconds(spread.max),
+                    added(|spread| spread.p50),
+                    added(|spread| spread.p99),
+                ]);
+            }
+        }
+        cells.sort_by_key(|cells| {
+            ["unary", "first token", "whole stream"]
+                .iter()
+                .position(|name| *name == cells[0])
+        });
+        table::lines(
+            2,
+            &[
+                "REQUEST",
+                "OVER",
+                "REQUESTS",
+                "P50",
+                "P99",
+                "MAX",
+                "ADDED P50",
+                "ADDED P99",
+            ],
+            &cells,
+        )
+    }
+}
+
+fn throughput(rows: &[&Row]) -> Vec<String> {
+    let cells: Vec<_> = rows
+        .iter()
+        .map(|row| {
+            vec![
+                row.request.to_owned(),
+                row.over.to_owned(),
+                format!("{:.0}", row.per_second.unwrap_or_default()),
+                milliseconds(row.first_us.p50),
+                milliseconds(row.whole_us.p50),
+                milliseconds(row.whole_us.p99),
+                milliseconds(row.whole_us.p999),
+                milliseconds(row.whole_us.max),
+            ]
+        })
+        .collect();
+    table::lines(
+        2,
+        &[
+            "REQUEST",
+            "OVER",
+            "ANSWERS/S",
+            "FIRST P50",
+            "P50",
+            "P99",
+            "P99.9",
+            "MAX",
+        ],
+        &cells,
+    )
+}
+
+fn shares(rows: &[&Row]) -> Vec<String> {
+    let mut names: Vec<&str> = Vec::new();
+    for used in rows.iter().flat_map(|row| &row.used) {
+        if !names.contains(&used.name.as_str()) {
+            names.push(&used.name);
+        }
+    }
+    let mut headings = vec!["REQUEST", "OVER", "SYSTEM"];
+    headings.extend(&names);
+    let cells: Vec<_> = rows
+        .iter()
+        .map(|row| {
+            let mut cells = vec![row.request.to_owned(), row.over.to_owned()];
+            cells.push(row.cpu_us.map_or_else(String::new, |cpu| format!("{cpu:.0}")));
+            cells.extend(names.iter().map(|name| {
+                let used = row.used.iter().find(|used| used.name == *name);
+                let cpu = used.and_then(|used| per_answer(used.cpu, row.ended));
+                cpu.map_or_else(String::new, |cpu| format!("{cpu:.0}"))
+            }));
+            cells
+        })
+        .collect();
+    table::lines(2, &headings, &cells)
+}
+
+fn milliseconds(microseconds: f64) -> String {
+    format!("{:.3}", microseconds / 1000.0)
+}
