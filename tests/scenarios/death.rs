@@ -40,7 +40,11 @@ fn two_choices(mut body: Value) -> Value {
 /// it tells the worker that the server is well, else too many failures in a row would make it pause.
 async fn faulty(cluster: &Cluster, fault: Fault) {
     cluster.sim.set(|sim| sim.no_faults());
-    cluster.openai("/v1/chat/completions", &chat("well", 2, false)).send().await.good();
+    cluster
+        .openai("/v1/chat/completions", &chat("well", 2, false))
+        .send()
+        .await
+        .good();
     cluster.sim.set(|sim| sim.fault_rate_of(fault));
 }
 
@@ -155,10 +159,16 @@ async fn a_whole_answer_that_breaks_is_an_error() {
     let code = cluster.rails("/v2/code/completions", "alice", &body).send().await;
     // Someone who types is told nothing when the time for trying again runs out.
     let nothing = code.status == StatusCode::OK && code.json()["choices"] == serde_json::json!([]);
-    assert!(nothing || code.status == StatusCode::SERVICE_UNAVAILABLE, "{code}");
+    assert!(
+        nothing || code.status == StatusCode::SERVICE_UNAVAILABLE,
+        "{code}"
+    );
     faulty(&cluster, Fault::Reset).await;
     let inputs = serde_json::json!({"inputs": {"diff": "+1"}});
-    let prompt = cluster.rails("/v1/prompts/generate_commit_message", "alice", &inputs).send().await;
+    let prompt = cluster
+        .rails("/v1/prompts/generate_commit_message", "alice", &inputs)
+        .send()
+        .await;
     assert_eq!(prompt.status, StatusCode::MISDIRECTED_REQUEST, "{prompt}");
     cluster.assert_clean().await;
 }

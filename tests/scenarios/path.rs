@@ -269,7 +269,12 @@ async fn openai_answers_are_the_model_servers_byte_for_byte() {
     // writes its last chunk in another way, and the product always asks, for the record.
     let mut body = chat("hello", 12, true);
     body["stream_options"] = json!({"include_usage": true});
-    let ours = cluster.openai("/v1/chat/completions", &body).send().await.good().events();
+    let ours = cluster
+        .openai("/v1/chat/completions", &body)
+        .send()
+        .await
+        .good()
+        .events();
     let direct = asked_directly(&cluster, &body).await;
     let plain =
         |events: &[String]| -> Vec<String> { events.iter().map(|event| without_identity(event)).collect() };
