@@ -9,9 +9,10 @@ use bytes::Bytes;
 use duo_contract::claim::{ClaimReply, ClaimRequest, Have};
 use duo_contract::envelope::{EnvelopeError, Head, RequestEnvelope};
 use duo_contract::failure::{Failure, FailureKind};
-use duo_contract::frame::{FailedAttempt, FrameKind, Summary};
+use duo_contract::frame::{FailedAttempt, FrameKind, ReplyFrame, Summary};
 use duo_contract::{cancel::CancelReason, subject, trace};
 use duo_process::clock;
+use duo_process::nats::RequestError;
 use futures_util::FutureExt as _;
 use tokio::time::Instant;
 use tracing::Instrument as _;
@@ -98,6 +99,10 @@ impl Job {
                 biased;
                 stop = running.stopped() => stopped(stop, &head),
                 never = keep_alive(&worker, &ack_subject, &running.reply, lease(&head)) => match never {},
+                () = orphaned(&worker, &head) => {
+                    tracing::info!(owner = head.owner, "the owner is gone; its request is removed");
+                    Outcome::Gone
+                }
                 ended = work => match ended {
                     Ok(outcome) => outcome,
                     Err(_) => attempt.failed(Failure::new(FailureKind::Internal, "the worker failed"), 0, None).await,
@@ -155,6 +160,35 @@ async fn keep_alive(worker: &Worker, ack_subject: &str, reply: &Reply, lease: Du
         ticks.tick().await;
         worker.nats.progress(ack_subject).await;
         reply.heartbeat(period / 2).await;
+    }
+}
+
+/// Returns when nobody has listened for the owner's replies during a whole lease: it died, and nobody waits for the
+/// answer. A frame alone would not tell, since it asks for no answer.
+async fn orphaned(worker: &Worker, head: &Head) {
+    let period = (lease(head) / REPORTS_PER_LEASE).max(Duration::from_millis(1));
+    let subject = subject::reply(&head.owner, head.request_id);
+    // Of no attempt: it only asks whether somebody is there.
+    let probe = ReplyFrame {
+        attempt: 0,
+        number: 0,
+        kind: FrameKind::Heartbeat,
+    };
+    let probe = probe.encode();
+    let mut ticks = tokio::time::interval_at(Instant::now() + period, period);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut alone_since = None;
+    loop {
+        ticks.tick().await;
+        match worker.nats.request(subject.clone(), probe.clone(), period).await {
+            Err(RequestError::NoResponders) => {
+                let since = *alone_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= lease(head) {
+                    return;
+                }
+            }
+            _ => alone_since = None,
+        }
     }
 }
 

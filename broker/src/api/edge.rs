@@ -84,7 +84,6 @@ pub(super) async fn absorb(request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     let left = left.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some((body, read)) = left
-        && response.status() != StatusCode::PAYLOAD_TOO_LARGE
         && !(waits && read == 0)
     {
         let _ = tokio::time::timeout(REFUSED_WITHIN, discard(body, MAX_BODY.saturating_sub(read))).await;

@@ -327,6 +327,7 @@ impl ApiError {
                 "model_not_found".into(),
                 Some("model"),
             ),
+            Self::Exchange(error) if is_unknown(error) => (status, INVALID, self.reason(), None),
             Self::Exchange(error) => {
                 let (status, kind) = match error.kind {
                     FailureKind::InvalidRequest => (upstream_client_error(error), INVALID),

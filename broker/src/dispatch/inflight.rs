@@ -263,10 +263,14 @@ impl InFlight {
             .attempt
             .alive
             .then(|| state.attempt.worker.clone())
-            .flatten();
+            .flatten()
+            // An order names no attempt: a worker that started again under its name would stop the new one.
+            .filter(|worker| *worker != claim.worker);
         state.attempt.alive = false;
         if let Some(error) = self.no_further_attempt(&state, now) {
             let todo = self.end_badly(&mut state, error, now);
+            drop(state);
+            self.wake.notify_one();
             return (ClaimReply::Gone, todo);
         }
         state.attempt = Attempt {
