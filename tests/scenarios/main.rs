@@ -13,7 +13,7 @@ mod openai_python;
 mod overload;
 mod path;
 mod postgres_away;
-mod real_llama;
+mod real_server;
 mod shutdown;
 mod streams;
 mod worker_death;
