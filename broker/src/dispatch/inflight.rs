@@ -301,7 +301,7 @@ impl InFlight {
     /// Why this request may not be tried again, if so.
     fn no_further_attempt(&self, state: &State, now: Instant) -> Option<ExchangeError> {
         if state.received.is_empty() && now >= self.first_byte_by {
-            return Some(Stop::Expired.error());
+            return Some(state.why(Stop::Expired));
         }
         if state.attempt.number >= self.rules.max_attempts {
             let error = match &state.last_failure {
@@ -552,7 +552,8 @@ impl InFlight {
     fn stop_locked(&self, state: &mut State, stop: Stop, now: Instant) -> Todo {
         let (outcome, reason) = stop.outcome();
         let end = self.audit_end(state, outcome, Some(reason), now, None);
-        self.finish(state, Ending::Bad(stop.error()), end, Some(stop.order()))
+        let error = state.why(stop);
+        self.finish(state, Ending::Bad(error), end, Some(stop.order()))
     }
 
     fn end_badly(&self, state: &mut State, error: ExchangeError, now: Instant) -> Todo {
@@ -628,6 +629,15 @@ impl InFlight {
 }
 
 impl State {
+    /// What the client is told. One whose time ran out while it waited for
+    /// another attempt hears how the last one failed: that is the reason.
+    fn why(&self, stop: Stop) -> ExchangeError {
+        match (&self.last_failure, stop) {
+            (Some(failed), Stop::Expired) if !self.attempt.alive => failed.failure.clone().into(),
+            _ => stop.error(),
+        }
+    }
+
     fn permission(&self) -> ClaimReply {
         let attempt = self.attempt.number;
         match self.received.have() {
