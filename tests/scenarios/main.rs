@@ -7,6 +7,7 @@ mod canary;
 mod cancel;
 mod config;
 mod death;
+mod edge;
 mod nats_restart;
 mod neighbours;
 mod openai_python;
