@@ -25,10 +25,11 @@ enum Kind {
 
 impl Kind {
     fn chosen() -> Self {
-        match std::env::var("DUO_REAL_MODEL_KIND").as_deref() {
-            Err(_) | Ok("" | "llama") => Self::Llama,
-            Ok("vllm") => Self::Vllm,
-            Ok(other) => panic!("DUO_REAL_MODEL_KIND={other}: llama or vllm"),
+        let named = std::env::var_os("DUO_REAL_MODEL_KIND").unwrap_or_default();
+        match named.to_str() {
+            Some("" | "llama") => Self::Llama,
+            Some("vllm") => Self::Vllm,
+            other => panic!("DUO_REAL_MODEL_KIND={other:?}: llama or vllm"),
         }
     }
 
@@ -74,7 +75,7 @@ impl Server {
         let kept = ["DUO_REAL_MODEL_CACHE", "XDG_CACHE_HOME"];
         let env = kept
             .iter()
-            .filter_map(|&name| Some((name.to_owned(), std::env::var(name).ok()?)))
+            .filter_map(|&name| Some((name.to_owned(), std::env::var_os(name)?.into_string().ok()?)))
             .collect();
         let script: PathBuf = script;
         let server = Self {
@@ -294,7 +295,6 @@ async fn a_client_that_leaves_stops_a_real_servers_generation() {
                 "cancelled",
                 "the answer was over too soon"
             );
-            eprintln!("{path}, stream {stream}: free after {took:?}");
             assert!(took < FREE_WITHIN * 2, "{path}, stream {stream}: {took:?}");
         }
     }
@@ -325,13 +325,11 @@ async fn a_real_server_that_dies_in_mid_stream_yields_nothing_whole_and_serves_a
         let url = server.url.clone();
         server = server.again().await;
         assert_eq!(server.url, url);
-        let began = Instant::now();
         let served = cluster
             .openai("/v1/chat/completions", &chat("hello", 4, false))
             .send()
             .await;
         assert_eq!(served.status, StatusCode::OK, "{signal}: {served}");
-        eprintln!("served {:?} after the return from {signal}", began.elapsed());
     }
     cluster.assert_clean().await;
 }
@@ -375,18 +373,6 @@ async fn a_real_servers_stream_goes_on_after_its_worker_was_killed() {
         cluster.kill_worker(victim).await;
         let answer = stream.rest().await;
         let said = answer.said();
-        let same = said
-            .bytes()
-            .zip(uncut.bytes())
-            .take_while(|(a, b)| a == b)
-            .count();
-        eprintln!(
-            "{path}: {} of {} bytes alike, {} said, whole {}",
-            same,
-            uncut.len(),
-            said.len(),
-            answer.looks_whole()
-        );
         assert_eq!(answer.looks_whole(), said == uncut, "what looks whole is exact");
         cluster.restart_worker(victim).await;
     }
