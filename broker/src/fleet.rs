@@ -19,6 +19,9 @@ use crate::topology::PRESENCE_TTL;
 pub const NO_WORKER_GRACE: Duration = Duration::from_secs(30);
 /// Pause before a watch that ended is opened again.
 const REWATCH: Duration = Duration::from_millis(500);
+/// Workers renew their presence more often than this: a watch that is silent
+/// for longer may have gone blind, or nobody is there.
+const QUIET: Duration = Duration::from_secs(5);
 
 /// The workers of the moment. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -28,10 +31,24 @@ pub struct Fleet {
 
 #[derive(Debug)]
 struct Workers {
-    present: HashMap<String, (Presence, Instant)>,
+    present: HashMap<String, Seen>,
     /// When a worker last served the model; the start of this broker for none.
     served: HashMap<ModelName, Instant>,
     since: Instant,
+}
+
+#[derive(Debug)]
+struct Seen {
+    presence: Presence,
+    /// The bucket's revision of it: a watch that is opened again repeats what is known.
+    revision: u64,
+    at: Instant,
+}
+
+impl Seen {
+    fn is_fresh(&self) -> bool {
+        self.at.elapsed() < PRESENCE_TTL
+    }
 }
 
 /// What the fleet offers for one model.
@@ -64,8 +81,8 @@ impl Fleet {
         let slots: u32 = workers
             .present
             .values()
-            .filter(|(presence, seen)| !presence.draining && seen.elapsed() < PRESENCE_TTL)
-            .flat_map(|(presence, _)| &presence.models)
+            .filter(|seen| !seen.presence.draining && seen.is_fresh())
+            .flat_map(|seen| &seen.presence.models)
             .filter(|served| served.model == *model && served.breaker != BreakerState::Tripped)
             .map(|served| served.slots)
             .sum();
@@ -80,27 +97,33 @@ impl Fleet {
     #[must_use]
     pub fn present(&self) -> Vec<Presence> {
         let workers = self.inner.read().unwrap_or_else(PoisonError::into_inner);
-        let fresh = workers
-            .present
-            .values()
-            .filter(|(_, seen)| seen.elapsed() < PRESENCE_TTL);
-        fresh.map(|(presence, _)| presence.clone()).collect()
+        let fresh = workers.present.values().filter(|seen| seen.is_fresh());
+        fresh.map(|seen| seen.presence.clone()).collect()
     }
 
-    fn put(&self, presence: Presence) {
+    fn put(&self, presence: Presence, revision: u64) {
         let mut workers = self.inner.write().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
+        let known = workers.present.get(&presence.worker);
+        if known.is_some_and(|known| known.revision == revision) {
+            return;
+        }
+        let at = Instant::now();
         for served in presence
             .models
             .iter()
             .filter(|served| served.breaker != BreakerState::Tripped)
         {
-            workers.served.insert(served.model.clone(), now);
+            workers.served.insert(served.model.clone(), at);
         }
-        workers.present.insert(presence.worker.clone(), (presence, now));
+        let seen = Seen {
+            presence,
+            revision,
+            at,
+        };
+        workers.present.insert(seen.presence.worker.clone(), seen);
         workers
             .present
-            .retain(|_, (_, seen)| seen.elapsed() < PRESENCE_TTL * 4);
+            .retain(|_, seen| seen.at.elapsed() < PRESENCE_TTL * 4);
     }
 
     fn remove(&self, worker: &str) {
@@ -135,12 +158,21 @@ pub async fn watch(nats: Nats, fleet: Fleet, shutdown: Shutdown) {
 
 async fn follow(nats: &Nats, fleet: &Fleet) -> Result<(), async_nats::Error> {
     let bucket = nats.jetstream().get_key_value(subject::WORKERS_BUCKET).await?;
+    let mut connections = nats.connections();
+    connections.mark_unchanged();
     let mut watch = bucket.watch_many_with_history([">"]).await?;
-    while let Some(entry) = watch.next().await {
+    loop {
+        let entry = tokio::select! {
+            entry = watch.next() => entry,
+            // Nothing is wrong: the watch is opened again, since it may not see a bucket that was made anew.
+            _ = connections.changed() => return Ok(()),
+            () = tokio::time::sleep(QUIET) => return Ok(()),
+        };
+        let Some(entry) = entry else { return Ok(()) };
         let entry = entry?;
         match entry.operation {
             Operation::Put => match Presence::decode(&entry.value) {
-                Ok(presence) => fleet.put(presence),
+                Ok(presence) => fleet.put(presence, entry.revision),
                 Err(error) => {
                     tracing::warn!(key = entry.key, error = %error, "a worker's presence does not parse")
                 }
@@ -148,7 +180,6 @@ async fn follow(nats: &Nats, fleet: &Fleet) -> Result<(), async_nats::Error> {
             Operation::Delete | Operation::Purge => fleet.remove(&entry.key),
         }
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -184,8 +215,8 @@ mod tests {
                 deserted: false
             }
         );
-        fleet.put(presence("a", BreakerState::Passing));
-        fleet.put(presence("b", BreakerState::Tripped));
+        fleet.put(presence("a", BreakerState::Passing), 1);
+        fleet.put(presence("b", BreakerState::Tripped), 2);
         assert_eq!(fleet.capacity(&model).slots, 4);
         fleet.remove("a");
         assert_eq!(
@@ -194,6 +225,21 @@ mod tests {
                 slots: 0,
                 deserted: false
             }
+        );
+    }
+
+    #[test]
+    fn a_presence_that_a_new_watch_repeats_is_as_old_as_before() {
+        let fleet = Fleet::new();
+        let at = |fleet: &Fleet| fleet.inner.read().expect("unpoisoned").present["a"].at;
+        fleet.put(presence("a", BreakerState::Passing), 7);
+        let first = at(&fleet);
+        fleet.put(presence("a", BreakerState::Passing), 7);
+        assert_eq!(at(&fleet), first);
+        fleet.put(presence("a", BreakerState::Passing), 2);
+        assert!(
+            at(&fleet) > first,
+            "a bucket that was made anew counts from the start"
         );
     }
 }

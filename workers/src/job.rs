@@ -1,6 +1,5 @@
 //! One delivery, from decode to settle.
 
-use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,10 +8,9 @@ use bytes::Bytes;
 use duo_contract::claim::{ClaimReply, ClaimRequest, Have};
 use duo_contract::envelope::{EnvelopeError, Head, RequestEnvelope};
 use duo_contract::failure::{Failure, FailureKind};
-use duo_contract::frame::{FailedAttempt, FrameKind, ReplyFrame, Summary};
+use duo_contract::frame::{FailedAttempt, FrameKind, Summary};
 use duo_contract::{cancel::CancelReason, subject, trace};
 use duo_process::clock;
-use duo_process::nats::RequestError;
 use futures_util::FutureExt as _;
 use tokio::time::Instant;
 use tracing::Instrument as _;
@@ -23,13 +21,15 @@ use crate::model_server::facts::Facts;
 use crate::model_server::openai::{AnswerStream, Step};
 use crate::model_server::{Answer, Call, Called, Fault, ModelServer, continuation};
 use crate::outcome::Outcome;
-use crate::reply::{Ended, Reply, ReplyError};
+use crate::reply::{Ended, Heard, Reply, ReplyError};
 use crate::running::Stop;
 use crate::slots::Slot;
 use crate::startup::Worker;
 
 /// Progress is reported this often within a lease.
 const REPORTS_PER_LEASE: u32 = 3;
+/// How long the owner of a handed-back request may take to say that it knows.
+const LEAVE_WAIT: Duration = Duration::from_secs(1);
 
 /// A delivery being worked.
 #[derive(Debug)]
@@ -97,12 +97,11 @@ impl Job {
         let outcome = async {
             tokio::select! {
                 biased;
-                stop = running.stopped() => stopped(stop, &head),
-                never = keep_alive(&worker, &ack_subject, &running.reply, lease(&head)) => match never {},
-                () = orphaned(&worker, &head) => {
-                    tracing::info!(owner = head.owner, "the owner is gone; its request is removed");
-                    Outcome::Gone
-                }
+                stop = running.stopped() => match stop {
+                    Stop::HandBack => attempt.leave().await,
+                    Stop::Cancelled(reason) => cancelled(reason, &head),
+                },
+                unwanted = keep_alive(&worker, &ack_subject, &running.reply, lease(&head)) => unwanted,
                 ended = work => match ended {
                     Ok(outcome) => outcome,
                     Err(_) => attempt.failed(Failure::new(FailureKind::Internal, "the worker failed"), 0, None).await,
@@ -132,15 +131,15 @@ fn count(worker: &Worker, head: &Head, ack: Ack) {
     }
 }
 
-fn stopped(stop: Stop, head: &Head) -> Outcome {
-    match stop {
-        Stop::HandBack => Outcome::HandedBack(Duration::ZERO),
+fn cancelled(reason: CancelReason, head: &Head) -> Outcome {
+    tracing::debug!(request_id = %head.request_id, reason = reason.as_str(), "job cancelled");
+    match reason {
         // The message may be in a successor's hands by now.
-        Stop::Cancelled(CancelReason::Replaced) => Outcome::Superseded,
-        Stop::Cancelled(reason) => {
-            tracing::debug!(request_id = %head.request_id, reason = reason.as_str(), "job cancelled");
-            Outcome::Cancelled
-        }
+        CancelReason::Replaced => Outcome::Superseded,
+        CancelReason::ClientGone
+        | CancelReason::SlowReader
+        | CancelReason::Superseded
+        | CancelReason::DeadlineExceeded => Outcome::Cancelled,
     }
 }
 
@@ -149,45 +148,27 @@ async fn settle(worker: &Worker, ack_subject: &str, outcome: Outcome) {
     outcome.settle(&worker.nats, ack_subject).await;
 }
 
-/// Prolongs the lease and shows the owner signs of life. It ends with the
+/// Prolongs the lease and shows the owner signs of life, until the owner has
+/// been away for a lease or wants this attempt no more. It ends with the
 /// work, which a server that makes no progress ends: its silence is bounded
 /// before the first data by the deadline and after it by the idle timeout.
-async fn keep_alive(worker: &Worker, ack_subject: &str, reply: &Reply, lease: Duration) -> Infallible {
+async fn keep_alive(worker: &Worker, ack_subject: &str, reply: &Reply, lease: Duration) -> Outcome {
     let period = (lease / REPORTS_PER_LEASE).max(Duration::from_millis(1));
     let mut ticks = tokio::time::interval_at(Instant::now() + period, period);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut away_since = None;
     loop {
         ticks.tick().await;
         worker.nats.progress(ack_subject).await;
-        reply.heartbeat(period / 2).await;
-    }
-}
-
-/// Returns when nobody has listened for the owner's replies during a whole lease: it died, and nobody waits for the
-/// answer. A frame alone would not tell, since it asks for no answer.
-async fn orphaned(worker: &Worker, head: &Head) {
-    let period = (lease(head) / REPORTS_PER_LEASE).max(Duration::from_millis(1));
-    let subject = subject::reply(&head.owner, head.request_id);
-    // Of no attempt: it only asks whether somebody is there.
-    let probe = ReplyFrame {
-        attempt: 0,
-        number: 0,
-        kind: FrameKind::Heartbeat,
-    };
-    let probe = probe.encode();
-    let mut ticks = tokio::time::interval_at(Instant::now() + period, period);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut alone_since = None;
-    loop {
-        ticks.tick().await;
-        match worker.nats.request(subject.clone(), probe.clone(), period).await {
-            Err(RequestError::NoResponders) => {
-                let since = *alone_since.get_or_insert_with(Instant::now);
-                if since.elapsed() >= lease(head) {
-                    return;
-                }
+        match reply.heartbeat(period / 2).await {
+            Heard::Unknown => away_since = None,
+            // The next delivery tells whether anybody waits for it.
+            Heard::Stale => return Outcome::Superseded,
+            Heard::Nobody if away_since.get_or_insert_with(Instant::now).elapsed() >= lease => {
+                tracing::info!("the owner is gone; its request is removed");
+                return Outcome::Gone;
             }
-            _ => alone_since = None,
+            Heard::Nobody => {}
         }
     }
 }
@@ -232,6 +213,10 @@ impl Attempt<'_> {
         } else {
             self.claim().await
         };
+        if let ClaimReply::Proceed { .. } | ClaimReply::Continue { .. } = &verdict {
+            let running = &self.worker.running;
+            running.replace_others(self.head.request_id, self.reply);
+        }
         match verdict {
             ClaimReply::Proceed { attempt } => {
                 self.reply.open(attempt);
@@ -260,7 +245,15 @@ impl Attempt<'_> {
             delivery: self.ack.delivered,
             worker: self.worker.name.clone(),
         };
-        claim::ask(&self.worker.nats, &self.head.owner, &request, lease(self.head)).await
+        let end_by = instant(self.head.end_by_ms);
+        claim::ask(
+            &self.worker.nats,
+            &self.head.owner,
+            &request,
+            lease(self.head),
+            end_by,
+        )
+        .await
     }
 
     async fn call(&self, body: &[u8]) -> Result<Called, Failure> {
@@ -391,12 +384,30 @@ impl Attempt<'_> {
             failure,
             model_calls,
             output_tokens,
+            leaving: false,
         };
         let ended = self
             .reply
             .finish(FrameKind::Failed(failed), lease(self.head))
             .await;
         ended.map_or(Outcome::Unheard, settled)
+    }
+
+    /// Hands the delivery back because this worker leaves. The owner is told,
+    /// so that it does not take the next delivery for a spurious one.
+    async fn leave(&self) -> Outcome {
+        let failed = FailedAttempt {
+            worker: self.worker.name.clone(),
+            failure: Failure::new(FailureKind::ModelUnavailable, "the worker is stopping"),
+            model_calls: 0,
+            output_tokens: None,
+            leaving: true,
+        };
+        let ended = self.reply.finish(FrameKind::Failed(failed), LEAVE_WAIT).await;
+        match ended {
+            Ok(Ended::Unheard) | Err(_) => Outcome::HandedBack(Duration::ZERO),
+            Ok(ended) => settled(ended),
+        }
     }
 }
 

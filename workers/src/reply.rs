@@ -44,6 +44,17 @@ pub enum Ended {
     Unheard,
 }
 
+/// What a heartbeat learned of the owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// Nothing that says that it is gone.
+    Unknown,
+    /// Nobody is subscribed to its replies.
+    Nobody,
+    /// A later attempt has taken over, or the request is over.
+    Stale,
+}
+
 /// The frames of one delivery's answer.
 #[derive(Debug)]
 pub struct Reply {
@@ -59,7 +70,6 @@ struct Kept {
     /// The fencing token; without one no frame may leave.
     attempt: Option<u32>,
     frames: Vec<Bytes>,
-    last_sent: Instant,
     ended: bool,
 }
 
@@ -73,7 +83,6 @@ impl Reply {
             kept: Mutex::new(Kept {
                 attempt: None,
                 frames: Vec::new(),
-                last_sent: Instant::now(),
                 ended: false,
             }),
             sent,
@@ -97,15 +106,16 @@ impl Reply {
         }
     }
 
-    /// Says that the model server is at work, if nothing else did for `silence`.
-    pub async fn heartbeat(&self, silence: Duration) {
+    /// Says that the model server is at work, and asks the owner to confirm it.
+    pub async fn heartbeat(&self, timeout: Duration) -> Heard {
         let frame = {
-            let mut kept = self.kept();
-            let Some(attempt) = kept.attempt else { return };
-            if kept.ended || kept.last_sent.elapsed() < silence {
-                return;
+            let kept = self.kept();
+            let Some(attempt) = kept.attempt else {
+                return Heard::Unknown;
+            };
+            if kept.ended {
+                return Heard::Unknown;
             }
-            kept.last_sent = Instant::now();
             let number = u32::try_from(kept.frames.len()).unwrap_or(u32::MAX);
             ReplyFrame {
                 attempt,
@@ -114,8 +124,16 @@ impl Reply {
             }
             .encode()
         };
-        // A lost heartbeat does no harm, the next one follows.
-        let _ = self.publish(frame).await;
+        self.sent.inc();
+        match self.nats.request(self.subject.clone(), frame, timeout).await {
+            Ok(message) => match FrameAnswer::decode(&message.payload) {
+                Ok(FrameAnswer::Stale) => Heard::Stale,
+                _ => Heard::Unknown,
+            },
+            Err(RequestError::NoResponders) => Heard::Nobody,
+            // Somebody is subscribed, or the connection is away, which says nothing about the owner.
+            Err(_) => Heard::Unknown,
+        }
     }
 
     /// Sends frames again that did not arrive.
@@ -206,7 +224,6 @@ impl Reply {
         }
         .encode();
         kept.frames.push(frame.clone());
-        kept.last_sent = Instant::now();
         kept.ended = last;
         Some(frame)
     }

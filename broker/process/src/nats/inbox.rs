@@ -161,6 +161,15 @@ impl Pending {
     /// # Errors
     /// Nobody there, no answer in time, or the connection was lost on the way.
     pub async fn within(mut self, timeout: Duration) -> Result<Message, RequestError> {
+        self.wait(timeout).await
+    }
+
+    /// As [`Pending::within`], for a request that may be waited for again
+    /// unless its answer or its failure has come.
+    ///
+    /// # Errors
+    /// As [`Pending::within`].
+    pub async fn wait(&mut self, timeout: Duration) -> Result<Message, RequestError> {
         match tokio::time::timeout(timeout, &mut self.answer).await {
             Ok(Ok(message)) if message.status == Some(StatusCode::NO_RESPONDERS) => {
                 Err(RequestError::NoResponders)
@@ -184,6 +193,7 @@ async fn receive(
     closed: Arc<Notify>,
     mut connections: watch::Receiver<Connection>,
 ) {
+    let mut before = *connections.borrow_and_update();
     loop {
         tokio::select! {
             message = subscriber.next() => {
@@ -197,7 +207,10 @@ async fn receive(
             }
             changed = connections.changed() => {
                 let Some(waiting) = waiting.upgrade() else { break };
-                if changed.is_err() || !connections.borrow_and_update().up {
+                let now = *connections.borrow_and_update();
+                let lost_unseen = before.up && now.count != before.count;
+                before = now;
+                if changed.is_err() || !now.up || lost_unseen {
                     waiting.fail_all();
                 }
                 if changed.is_err() {
