@@ -13,8 +13,8 @@ use duo_contract::failure::FailureKind;
 use duo_contract::name::{Lane, ModelName};
 use duo_contract::snapshot::Feature;
 
-use crate::exchange::ExchangeError;
 use crate::fleet::{Capacity, Fleet};
+use crate::request::ExchangeError;
 
 /// Mean slot time of a model that nobody has used yet.
 const FIRST_GUESS: Duration = Duration::from_millis(500);

@@ -20,6 +20,7 @@ pub mod identity;
 pub mod metrics;
 pub mod prompt;
 pub mod relay;
+pub mod request;
 pub mod routing;
 pub mod startup;
 pub mod store;

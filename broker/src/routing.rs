@@ -10,7 +10,7 @@ use duo_contract::snapshot::{ConfigSnapshot, Feature, Model, PromptOverride, Sup
 use tokio::sync::watch;
 
 use crate::caller::Caller;
-use crate::exchange::{ExchangeError, ModelChoice, RoutedRequest};
+use crate::request::{ExchangeError, ModelChoice, RoutedRequest};
 
 /// Features whose requests name their model, such as `openai_chat`.
 pub const OPENAI_PREFIX: &str = "openai_";

@@ -15,8 +15,8 @@ use super::error::{ApiError, Shape};
 use super::fields::Fields;
 use super::inbound::Inbound;
 use super::stream::{self, content_type};
-use crate::exchange::{RoutedRequest, Work};
 use crate::prompt::Use;
+use crate::request::{RoutedRequest, Work};
 
 mod events;
 mod question;

@@ -22,8 +22,9 @@ use super::language;
 use super::stream::chunk::{self, Whole};
 use super::stream::raw::{self, RawText};
 use super::stream::{self, content_type};
-use crate::exchange::{ModelChoice, Reply, RoutedRequest, Work};
+use crate::exchange::Reply;
 use crate::prompt::{Use, budget};
+use crate::request::{ModelChoice, RoutedRequest, Work};
 
 /// Longest name, path or identifier, in characters.
 pub(super) const MAX_NAME: usize = 255;

@@ -40,8 +40,8 @@ use http::{HeaderValue, StatusCode, header};
 use serde_json::{Map, Value, json};
 
 use super::{chat, code};
-use crate::exchange::ExchangeError;
 use crate::prompt::PromptError;
+use crate::request::ExchangeError;
 
 /// Text of a 429 on GitLab endpoints.
 const TOO_MANY: &str = "Too many requests. Please try again later.";

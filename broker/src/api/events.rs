@@ -13,7 +13,7 @@ use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 use super::error::{ApiError, Shape};
-use crate::exchange::ExchangeError;
+use crate::request::ExchangeError;
 use crate::store::audit_events::{Cursor, Filter, MAX_PAGE, Page};
 use crate::store::{Store, StoreError};
 

@@ -17,7 +17,8 @@ use super::fields::Fields;
 use super::state::ApiState;
 use crate::audit::OpenRecord;
 use crate::caller::{Caller, Grant};
-use crate::exchange::{ModelChoice, Reply, RoutedRequest, Work};
+use crate::exchange::Reply;
+use crate::request::{ModelChoice, RoutedRequest, Work};
 
 /// Largest body that is read, in bytes: chats with attached files need more
 /// than 2 MiB, and an envelope has to fit into a message of the queue.

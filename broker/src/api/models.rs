@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::error::{ApiError, Shape};
 use super::state::ApiState;
 use crate::caller::Caller;
-use crate::exchange::ExchangeError;
+use crate::request::ExchangeError;
 
 /// `GET /v1/models`: the models that the caller may name.
 pub(super) async fn list(State(api): State<Arc<ApiState>>, Extension(caller): Extension<Caller>) -> Response {

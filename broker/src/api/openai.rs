@@ -15,7 +15,7 @@ use super::error::{ApiError, Shape};
 use super::inbound::Inbound;
 use super::stream::{self, content_type};
 use crate::caller::Grant;
-use crate::exchange::{ExchangeError, ModelChoice, Work};
+use crate::request::{ExchangeError, ModelChoice, Work};
 
 mod body;
 mod events;

@@ -15,8 +15,8 @@ use super::fields::Fields;
 use super::inbound::Inbound;
 use super::stream::raw::RawText;
 use super::stream::{self, chunk};
-use crate::exchange::{RoutedRequest, Work};
 use crate::prompt::{Purpose, Use};
+use crate::request::{RoutedRequest, Work};
 
 /// GitLab's test of a model's connection.
 const MODEL_TEST: &str = "model_configuration/check";

@@ -25,7 +25,8 @@ use futures_util::{Stream, StreamExt, stream};
 use http::{HeaderMap, HeaderValue, header};
 
 use super::error::ApiError;
-use crate::exchange::{ExchangeError, Reply, ReplyEvent};
+use crate::exchange::Reply;
+use crate::request::{ExchangeError, ReplyEvent};
 
 pub(super) mod chunk;
 pub(super) mod fence;

@@ -21,8 +21,9 @@ use super::stream::raw::RawText;
 use super::stream::sse::{Events, Start, StartMetadata, StartModel};
 use super::stream::{self, chunk, fence};
 use super::version;
-use crate::exchange::{ModelChoice, Reply, RoutedRequest, Work};
+use crate::exchange::Reply;
 use crate::prompt::{Use, budget};
+use crate::request::{ModelChoice, RoutedRequest, Work};
 
 const MAX_COMPONENTS: usize = 100;
 const MAX_PROMPT: usize = 400_000;

@@ -23,7 +23,7 @@ use uuid::Uuid;
 use super::continuation::Received;
 use crate::admission::Place;
 use crate::audit::OpenRecord;
-use crate::exchange::{ExchangeError, ReplyEvent, RoutedRequest, Work};
+use crate::request::{ExchangeError, ReplyEvent, RoutedRequest, Work};
 use endings::{Ending, cut_off};
 
 pub use endings::Stop;

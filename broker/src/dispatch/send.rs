@@ -22,7 +22,7 @@ use super::publish::{self, PublishError};
 use crate::admission::Place;
 use crate::audit::{OpenRecord, sink};
 use crate::caller::{Caller, PERSON_LIMIT};
-use crate::exchange::{ExchangeError, ReplyEvent, RoutedRequest, Work};
+use crate::request::{ExchangeError, ReplyEvent, RoutedRequest, Work};
 
 /// One publish may take this long before it is sent again under the same id.
 const ACK_TIMEOUT: Duration = Duration::from_secs(2);

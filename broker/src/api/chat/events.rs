@@ -13,7 +13,7 @@ use super::react::{Outcome, Reader};
 use super::tools::Tool;
 use crate::api::error::{is_retryable, public_message};
 use crate::api::stream::{Encoder, Ending, Unreadable, chunk, content_type, spaced};
-use crate::exchange::ExchangeError;
+use crate::request::ExchangeError;
 
 /// GitLab looks for this text and explains it to the user.
 const NO_SUCH_TOOL: &str = "tool not available";

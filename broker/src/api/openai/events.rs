@@ -9,7 +9,7 @@ use serde::de::IgnoredAny;
 
 use crate::api::error::{ApiError, openai_object};
 use crate::api::stream::{Encoder, Ending, Unreadable, content_type, raw};
-use crate::exchange::ExchangeError;
+use crate::request::ExchangeError;
 
 const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 

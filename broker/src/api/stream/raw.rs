@@ -6,7 +6,7 @@ use http::HeaderMap;
 
 use super::fence::Fences;
 use super::{Encoder, Ending, Unreadable, chunk, content_type};
-use crate::exchange::ExchangeError;
+use crate::request::ExchangeError;
 
 /// The label of raw text streams.
 pub(in crate::api) const CONTENT_TYPE: &str = "text/event-stream; charset=utf-8";

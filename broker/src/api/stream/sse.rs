@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::fence::Fences;
 use super::{Encoder, Ending, Unreadable, chunk, content_type, spaced};
-use crate::exchange::ExchangeError;
+use crate::request::ExchangeError;
 
 /// The editors' language server reads events only under this header.
 const STREAMING_FORMAT: HeaderName = HeaderName::from_static("x-streaming-format");

@@ -8,7 +8,7 @@ use duo_contract::failure::{Failure, FailureKind};
 use duo_contract::frame::Summary;
 
 use super::{InFlight, State, Todo};
-use crate::exchange::ExchangeError;
+use crate::request::ExchangeError;
 
 /// A balancer has another broker, or this one is back by then.
 const LEAVING_RETRY_AFTER: Duration = Duration::from_secs(1);

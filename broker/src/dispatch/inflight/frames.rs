@@ -9,7 +9,7 @@ use duo_contract::frame::{FailedAttempt, FrameAnswer, FrameKind, ReplyFrame, Sum
 
 use super::endings::{Ending, Stop, cut_off};
 use super::{CLIENT_BUFFER, InFlight, State, Todo};
-use crate::exchange::{ExchangeError, ReplyEvent};
+use crate::request::{ExchangeError, ReplyEvent};
 
 /// Frames that may wait for a missing one before it.
 const HELD_FRAMES: usize = 4096;
