@@ -1,6 +1,6 @@
 //! One process under test: how it is found, started, signalled and ended.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -225,18 +225,22 @@ pub fn built(name: &str) -> PathBuf {
     path
 }
 
-/// A port of 127.0.0.1 that nobody listens on now, and that this process hands out once.
+/// A port of 127.0.0.1 that nobody listens on now, and that no other process of these tests gets as long as this one
+/// lives: a lock file of the port says so, since the server that is to listen there starts only later.
 ///
 /// # Panics
-/// There is none.
+/// There is none, or the temporary folder cannot be written.
 pub fn free_port() -> u16 {
-    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    static GIVEN: Mutex<BTreeMap<u16, File>> = Mutex::new(BTreeMap::new());
+    let folder = std::env::temp_dir().join("duo-test-ports");
+    std::fs::create_dir_all(&folder).expect("the temporary folder can be written");
     let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     for _ in 0..1000 {
         let port = rand::random_range(PORTS);
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        if !given.contains(&port) && TcpListener::bind(address).is_ok() {
-            given.insert(port);
+        let lock = File::create(folder.join(port.to_string())).expect("a lock file can be made");
+        if !given.contains_key(&port) && lock.try_lock().is_ok() && TcpListener::bind(address).is_ok() {
+            given.insert(port, lock);
             return port;
         }
     }
