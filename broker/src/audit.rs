@@ -230,6 +230,7 @@ impl Inner {
     }
 
     fn end_early(&self, state: &mut State, outcome: Outcome, reason: &str) {
+        let admitted = state.phase == Phase::Admitted;
         state.phase = Phase::Closed;
         let end = End {
             outcome,
@@ -243,7 +244,11 @@ impl Inner {
             output_tokens: None,
         };
         let record = self.record(state, AuditKind::Ended, Some(end));
-        self.log.sink.write(&record);
+        if admitted {
+            self.log.sink.write(&record);
+        } else {
+            self.log.sink.write_refusal(&record);
+        }
     }
 }
 

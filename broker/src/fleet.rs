@@ -159,6 +159,7 @@ pub async fn watch(nats: Nats, fleet: Fleet, shutdown: Shutdown) {
 async fn follow(nats: &Nats, fleet: &Fleet) -> Result<(), async_nats::Error> {
     let bucket = nats.jetstream().get_key_value(subject::WORKERS_BUCKET).await?;
     let mut connections = nats.connections();
+    connections.mark_unchanged();
     let mut watch = bucket.watch_many_with_history([">"]).await?;
     loop {
         let entry = tokio::select! {

@@ -21,6 +21,7 @@
 //! | `duo_republished_total` | counter | | requests published again |
 //! | `duo_claims_total` | counter | `answer` | claims by answer |
 //! | `duo_audit_backlog` | gauge | | audit records not yet acknowledged by NATS |
+//! | `duo_audit_dropped_total` | counter | | records of refused requests that found no place while NATS took none |
 //! | `duo_config_revision` | gauge | | revision served |
 //! | `model_inferences_total` | counter | `model_engine`, `model_name`, `feature_category`, `error`, `streaming` | as the reference gateway names it |
 //! | `model_inferences_in_flight` | gauge | `model_engine`, `model_name` | likewise |
@@ -65,6 +66,7 @@ pub struct Metrics {
     pub republished: IntCounter,
     pub claims: IntCounterVec,
     pub audit_backlog: IntGauge,
+    pub audit_dropped: IntCounter,
     pub config_revision: IntGauge,
     inferences: IntCounterVec,
     inferences_in_flight: IntGaugeVec,
@@ -189,6 +191,11 @@ impl Metrics {
                 r,
                 "duo_audit_backlog",
                 "Audit records not yet acknowledged by NATS",
+            ),
+            audit_dropped: counter(
+                r,
+                "duo_audit_dropped_total",
+                "Audit records of refused requests that found no place",
             ),
             config_revision: gauge(r, "duo_config_revision", "Configuration revision served"),
             inferences: counters(

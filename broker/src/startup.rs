@@ -3,6 +3,7 @@
 
 mod follow;
 mod front;
+mod keep;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -16,12 +17,14 @@ use duo_process::nats::Nats;
 use duo_process::shutdown::Shutdown;
 use prometheus::Registry;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 
 use crate::admission::Admission;
 use crate::api::{self, ApiState};
 use crate::audit::{AuditLog, sink, writer};
 use crate::auth::{AuthConfig, Authenticator};
-use crate::config::Config;
+use crate::config::{Config, QueueConfig};
+use crate::dispatch::inflight::Stop;
 use crate::dispatch::{self, Dispatch, Parts, chores, claims, replies, supersede, watch};
 use crate::exchange::Exchange;
 use crate::fleet::{self, Fleet};
@@ -29,7 +32,7 @@ use crate::identity;
 use crate::metrics::Metrics;
 use crate::prompt::Prompts;
 use crate::relay;
-use crate::routing;
+use crate::routing::{self, Routing};
 use crate::store::{PoolConfig, Store};
 use crate::topology;
 
@@ -40,6 +43,9 @@ const START_PATIENCE: Duration = Duration::from_secs(30);
 const START_PAUSE: Duration = Duration::from_millis(250);
 /// How long the last audit records may take to reach NATS at the end.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long the background may take to end: the audit writer's pull runs out first.
+const BACKGROUND_PATIENCE: Duration = Duration::from_millis(2500);
 
 /// Runs a broker from its environment; with `check_only` prints the effective
 /// settings and leaves.
@@ -90,17 +96,7 @@ pub async fn run(
     let readiness = Readiness::new();
     let configured = readiness.latch("configuration not loaded");
     let connected = readiness.condition("no connection to NATS");
-    // The operations port answers from the start, so that a slow start can be seen.
-    let operations_end = Shutdown::new();
-    let operations = admin::serve(operations, registry.clone(), readiness.clone(), {
-        let end = operations_end.clone();
-        async move { end.begun().await }
-    });
-    operations_end.spawn("operations", async move {
-        if let Err(error) = operations.await {
-            tracing::error!(error = %error, "the operations port failed");
-        }
-    });
+    let operations_end = serve_operations(operations, &registry, &readiness);
 
     let keys = read_keys(&config.seal_keys_file)?;
     let store = Store::connect(&config.database_url, PoolConfig::default())?;
@@ -111,7 +107,10 @@ pub async fn run(
     let (identity_sink, identities) = identity::identities();
     let fleet = Fleet::new();
     let admission = Admission::new(fleet.clone());
-    let (audit_sink, audit_task) = sink::sink(nats.clone(), metrics.clone(), shutdown.clone());
+    // Begins when nothing is to be said any more; what was said still leaves.
+    let closing = Shutdown::new();
+    let (audit_sink, audit_task) =
+        sink::sink(nats.clone(), metrics.clone(), shutdown.clone(), closing.clone());
     let audit_done = tokio::spawn(audit_task);
     let audit = AuditLog::new(&config.name, audit_sink, metrics.clone());
     let parts = Parts {
@@ -123,7 +122,7 @@ pub async fn run(
         metrics: metrics.clone(),
     };
     let (dispatch, chore_queue) = Dispatch::new(parts);
-    tokio::spawn(chores::run(chore_queue, nats.clone()));
+    let chores_done = tokio::spawn(chores::run(chore_queue, nats.clone(), closing.clone()));
     spawn_dispatch(&dispatch).await?;
 
     let background = Shutdown::new();
@@ -136,10 +135,7 @@ pub async fn run(
         writer::run(store.clone(), nats.clone(), gauges, background.clone())
     });
     background.spawn("fleet", fleet::watch(nats.clone(), fleet, background.clone()));
-    background.spawn(
-        "depths",
-        watch::depths(dispatch.clone(), routing.clone(), background.clone()),
-    );
+    watch_queue(&background, &nats, config.queue, &dispatch, &routing);
     let client = http_client(config.gitlab_ca_file.as_deref())?;
     let authenticator = Authenticator::new(identities, AuthConfig::default(), client, &registry);
     background.spawn("signing keys", authenticator.clone().run(background.clone()));
@@ -169,17 +165,67 @@ pub async fn run(
     };
     let app = api::router(Arc::new(state), Some(api::events::router(store)));
     tracing::info!(broker = config.name, listen = %api_listener.local_addr()?, "serving");
-    let drained = front::serve(api_listener, app, &shutdown, &readiness, config.http.drain_grace).await;
-    tracing::info!(drained, open = dispatch.all().len(), "the API has stopped");
+    let cut = || {
+        for inflight in dispatch.all() {
+            dispatch.stop(&inflight, Stop::Leaving);
+        }
+    };
+    let grace = config.http.drain_grace;
+    let drained = front::serve(api_listener, app, &shutdown, &readiness, grace, cut).await;
+    tracing::info!(drained, "the API has stopped");
+    closing.begin();
     background.begin();
-    background.drained(Duration::from_secs(1)).await;
-    drop(dispatch);
-    if tokio::time::timeout(FLUSH_PATIENCE, audit_done).await.is_err() {
+    let flushed = async {
+        // Nothing but a panic ends them early.
+        let _ = chores_done.await;
+        let _ = audit_done.await;
+        let _ = nats.client().flush().await;
+    };
+    let (flushed, _) = tokio::join!(
+        tokio::time::timeout(FLUSH_PATIENCE, flushed),
+        background.drained(BACKGROUND_PATIENCE),
+    );
+    if flushed.is_err() {
         tracing::error!("some audit records did not reach NATS in time; the sweeper will close them");
     }
     operations_end.begin();
     operations_end.drained(Duration::from_secs(1)).await;
     Ok(())
+}
+
+/// The operations port answers from the start, so that a slow start can be seen.
+fn serve_operations(listener: TcpListener, registry: &Registry, readiness: &Readiness) -> Shutdown {
+    let end = Shutdown::new();
+    let operations = admin::serve(listener, registry.clone(), readiness.clone(), {
+        let end = end.clone();
+        async move { end.begun().await }
+    });
+    end.spawn("operations", async move {
+        if let Err(error) = operations.await {
+            tracing::error!(error = %error, "the operations port failed");
+        }
+    });
+    end
+}
+
+/// Keeps the gauges of the queue true, and streams and consumers there.
+fn watch_queue(
+    background: &Shutdown,
+    nats: &Nats,
+    queue: QueueConfig,
+    dispatch: &Dispatch,
+    routing: &Routing,
+) {
+    let missing = Arc::new(Notify::new());
+    let depths = watch::depths(
+        dispatch.clone(),
+        routing.clone(),
+        Arc::clone(&missing),
+        background.clone(),
+    );
+    let topology = keep::topology(nats.clone(), queue, routing.clone(), missing, background.clone());
+    background.spawn("depths", depths);
+    background.spawn("topology", topology);
 }
 
 fn read_keys(path: &std::path::Path) -> anyhow::Result<SealKeys> {

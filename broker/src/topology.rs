@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::jetstream::context::GetStreamErrorKind;
 use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
-use async_nats::jetstream::{self, kv};
+use async_nats::jetstream::{self, ErrorCode, kv};
 use duo_contract::name::{Lane, ModelName};
 use duo_contract::subject;
 use duo_process::nats::Nats;
@@ -177,7 +177,7 @@ async fn ensure_stream(context: &jetstream::Context, wanted: stream::Config) -> 
     let name = wanted.name.clone();
     let existing = match context.get_stream(&name).await {
         Ok(stream) => stream.cached_info().clone(),
-        Err(error) if matches!(error.kind(), GetStreamErrorKind::JetStream(_)) => {
+        Err(error) if is_missing(&error.kind()) => {
             context
                 .create_stream(wanted)
                 .await
@@ -209,6 +209,11 @@ async fn ensure_stream(context: &jetstream::Context, wanted: stream::Config) -> 
         tracing::info!(stream = name, "brought the stream's settings up to date");
     }
     Ok(())
+}
+
+/// Only a stream that the server knows to be missing is made: one whose leader is away comes back.
+fn is_missing(kind: &GetStreamErrorKind) -> bool {
+    matches!(kind, GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }
 
 fn consumer(name: String, filter: String, ack_wait: Duration, replicas: usize) -> pull::Config {

@@ -53,7 +53,7 @@ async fn app() -> Router {
     let database = servers::Database::create().await;
     let registry = prometheus::Registry::new();
     let metrics = Metrics::new(&registry);
-    let (audit_sink, written) = sink::sink(nats.clone(), metrics.clone(), Shutdown::new());
+    let (audit_sink, written) = sink::sink(nats.clone(), metrics.clone(), Shutdown::new(), Shutdown::new());
     tokio::spawn(written);
     let audit = AuditLog::new("test", audit_sink, metrics.clone());
     let admission = Admission::new(Fleet::new());

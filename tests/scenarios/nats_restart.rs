@@ -150,3 +150,96 @@ async fn readiness_follows_the_connection_and_liveness_does_not() {
         .good();
     cluster.assert_clean().await;
 }
+
+#[tokio::test]
+async fn a_queue_that_lost_its_whole_store_serves_again_within_seconds() {
+    let mut cluster = Cluster::start().await;
+    let body = completion("warm = ", false);
+    cluster
+        .rails("/v2/code/completions", "alice", &body)
+        .send()
+        .await
+        .good();
+    cluster.nats.kill().await;
+    std::fs::remove_dir_all(cluster.nats.store()).expect("the store can be removed");
+    cluster.nats.restart().await;
+    let back = Instant::now();
+    until("a completion is served", Duration::from_secs(10), async || {
+        let body = completion("x = ", false);
+        let answer = cluster.rails("/v2/code/completions", "alice", &body).send().await;
+        if answer.status == 200 && answer.text().contains(&cluster.expected(16)) {
+            Ok(())
+        } else {
+            Err(answer.to_string())
+        }
+    })
+    .await;
+    let took = back.elapsed();
+    assert!(
+        took < Duration::from_secs(6),
+        "served {took:?} after the queue's return"
+    );
+    // Workers are known again, so that requests are still let in when the grace for a model without one is over.
+    until(
+        "workers are present",
+        Duration::from_secs(10),
+        async || match cluster.messages("KV_duo_workers").await? {
+            0 => Err("none".to_owned()),
+            _ => Ok(()),
+        },
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_deleted_stream_is_made_again_and_what_waited_in_it_is_published_again() {
+    let sim = Settings {
+        tokens: 400,
+        pace_ms: 20,
+        ..Settings::default()
+    };
+    let cluster = Cluster::builder().sim(sim).slots(1).lease("1s").start().await;
+    let mut holder = cluster
+        .openai("/v1/chat/completions", &chat("holder", 400, true))
+        .open()
+        .await;
+    assert!(holder.next().await);
+    let waiting = tokio::spawn(
+        cluster
+            .openai("/v1/chat/completions", &chat("waiting", 5, false))
+            .send(),
+    );
+    cluster.queued(2).await;
+    let context = async_nats::jetstream::new(cluster.nats.connect().await);
+    context.delete_stream("DUO_LIVE").await.expect("it was there");
+    let deleted = Instant::now();
+    drop(holder);
+    let answer = waiting.await.expect("an answer").good();
+    assert_eq!(
+        answer.json()["choices"][0]["message"]["content"],
+        answer_to("waiting", 5)
+    );
+    let took = deleted.elapsed();
+    assert!(took < Duration::from_secs(6), "{took:?}");
+    cluster.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_deleted_consumer_is_made_again() {
+    let cluster = Cluster::start().await;
+    let context = async_nats::jetstream::new(cluster.nats.connect().await);
+    let stream = context.get_stream("DUO_LIVE").await.expect("it is there");
+    let names = futures_util::TryStreamExt::try_collect::<Vec<_>>(stream.consumer_names());
+    for name in names.await.expect("names") {
+        stream.delete_consumer(&name).await.expect("it was there");
+    }
+    let deleted = Instant::now();
+    cluster
+        .rails("/v2/code/completions", "alice", &completion("x = ", false))
+        .send()
+        .await
+        .good();
+    let took = deleted.elapsed();
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    cluster.assert_clean().await;
+}

@@ -60,3 +60,79 @@ async fn idle_programs_end_at_once() {
     let took = began.elapsed();
     assert!(took < std::time::Duration::from_secs(8), "{took:?}");
 }
+
+#[tokio::test]
+async fn what_outlasts_a_brokers_grace_ends_with_an_error_and_a_record() {
+    let sim = Settings {
+        tokens: 1000,
+        pace_ms: 50,
+        ..Settings::default()
+    };
+    let mut cluster = Cluster::builder()
+        .sim(sim)
+        .slots(1)
+        .broker_env("DUO_DRAIN_GRACE", "1s")
+        .start()
+        .await;
+    let mut stream = cluster
+        .openai("/v1/chat/completions", &chat("hello", 1000, true))
+        .open()
+        .await;
+    assert!(stream.next().await);
+    let queued = tokio::spawn(
+        cluster
+            .openai("/v1/chat/completions", &chat("queued", 5, false))
+            .send(),
+    );
+    cluster.queued(2).await;
+    let began = tokio::time::Instant::now();
+    cluster.broker.signal(Signal::SIGTERM);
+    let answer = stream.rest().await;
+    assert!(!answer.looks_whole(), "{answer}");
+    assert!(answer.text().contains("\"error\""), "{answer}");
+    assert_eq!(queued.await.expect("an answer").status, 503);
+    assert!(cluster.broker.ended().await.success());
+    let took = began.elapsed();
+    assert!(took < std::time::Duration::from_secs(5), "{took:?}");
+    cluster.sim_shows(|stats| stats.running == 0).await;
+    cluster.queued(0).await;
+    cluster.broker.again();
+    cluster.ready(duo_system_tests::harness::PATIENCE).await;
+    cluster.assert_clean().await;
+}
+
+#[tokio::test]
+async fn what_outlasts_a_workers_grace_goes_on_elsewhere_at_once_and_costs_no_attempt() {
+    let sim = Settings {
+        tokens: 100,
+        pace_ms: 50,
+        ..Settings::default()
+    };
+    let mut cluster = Cluster::builder()
+        .sim(sim)
+        .workers(2)
+        .broker_env("DUO_MAX_ATTEMPTS", "1")
+        .worker_env("DUO_DRAIN_GRACE", "500ms")
+        .start()
+        .await;
+    let mut stream = cluster
+        .openai("/v1/chat/completions", &chat("hello", 100, true))
+        .open()
+        .await;
+    stream.until(|text| text.matches("data: ").count() > 10).await;
+    let first = cluster.worker_metrics(0).await.expect("it answers");
+    let busy = match duo_system_tests::harness::cluster::sum(&first, "duo_worker_slots_in_use") {
+        0.0 => 1,
+        _ => 0,
+    };
+    let began = tokio::time::Instant::now();
+    cluster.worker(busy).signal(Signal::SIGTERM);
+    assert!(cluster.worker(busy).ended().await.success());
+    cluster.sim_shows(|stats| stats.continued == 1).await;
+    let took = began.elapsed();
+    assert!(took < std::time::Duration::from_secs(2), "{took:?}");
+    let answer = stream.rest().await.good();
+    assert_eq!(answer.said(), answer_to("hello", 100));
+    cluster.restart_worker(busy).await;
+    cluster.assert_clean().await;
+}

@@ -143,3 +143,59 @@ async fn requests_of_a_killed_broker_end_within_a_lease_and_nobody_waits_for_the
         .await
         .good();
 }
+
+#[tokio::test]
+async fn a_frozen_worker_that_nobody_replaces_goes_on_when_it_thaws() {
+    let mut cluster = Cluster::builder().sim(sim()).lease("1s").start().await;
+    let mut stream = cluster
+        .openai("/v1/chat/completions", &chat("hello", WORDS, true))
+        .open()
+        .await;
+    stream.until(|text| text.matches("data: ").count() > 10).await;
+    for _ in 0..3 {
+        freeze(cluster.worker(0), true);
+        tokio::time::sleep(std::time::Duration::from_millis(1400)).await;
+        freeze(cluster.worker(0), false);
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
+    let thawed = std::time::Instant::now();
+    let answer = stream.rest().await.good();
+    assert_eq!(answer.said(), answer_to("hello", WORDS));
+    assert!(
+        thawed.elapsed() < std::time::Duration::from_secs(5),
+        "{:?}",
+        thawed.elapsed()
+    );
+    cluster.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_request_whose_every_worker_dies_ends_with_an_error() {
+    let sim = Settings {
+        ttft_ms: 20_000,
+        ..Settings::default()
+    };
+    let mut cluster = Cluster::builder()
+        .sim(sim)
+        .lease("1s")
+        .broker_env("DUO_MAX_ATTEMPTS", "2")
+        .start()
+        .await;
+    let asked = tokio::spawn(
+        cluster
+            .openai("/v1/chat/completions", &chat("hello", 5, true))
+            .send(),
+    );
+    for _ in 0..2 {
+        cluster.sim_shows(|stats| stats.running == 1).await;
+        cluster.kill_worker(0).await;
+        cluster.sim_shows(|stats| stats.running == 0).await;
+        cluster.restart_worker(0).await;
+    }
+    let answer = tokio::time::timeout(std::time::Duration::from_secs(8), asked)
+        .await
+        .expect("the client is told")
+        .expect("an answer");
+    assert!(answer.status.is_server_error(), "{answer}");
+    cluster.assert_clean().await;
+}

@@ -14,13 +14,20 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 const PAUSE_BASE: Duration = Duration::from_millis(50);
 const PAUSE_CAP: Duration = Duration::from_millis(500);
 
-/// Asks `owner` until it answers or `lease` has passed. Silence for so long
-/// means that nobody waits any more; sooner it may be a restart.
-pub async fn ask(nats: &Nats, owner: &str, request: &ClaimRequest, lease: Duration) -> ClaimReply {
+/// Asks `owner` until it answers, `lease` has passed on a connection that is
+/// up, or `end_by`. Silence for so long means that nobody waits any more;
+/// sooner it may be a restart, and without a connection it means nothing.
+pub async fn ask(
+    nats: &Nats,
+    owner: &str,
+    request: &ClaimRequest,
+    lease: Duration,
+    end_by: Instant,
+) -> ClaimReply {
     let policy = RetryPolicy::try_new(PAUSE_BASE, PAUSE_CAP, u32::MAX).expect("valid constants");
     let subject = subject::claims(owner);
     let question = request.encode();
-    let give_up = Instant::now() + lease;
+    let mut give_up = Instant::now() + lease;
     for attempt in 1.. {
         let answer = nats
             .request(subject.clone(), question.clone(), ANSWER_TIMEOUT)
@@ -35,6 +42,9 @@ pub async fn ask(nats: &Nats, owner: &str, request: &ClaimRequest, lease: Durati
             }
             Err(RequestError::Closed | RequestError::TooLarge) => break,
             Err(error) => tracing::debug!(%error, owner, "a claim has no answer yet"),
+        }
+        if !nats.is_up() {
+            give_up = end_by.min(Instant::now() + lease);
         }
         let left = give_up.saturating_duration_since(Instant::now());
         match policy.delay_within(attempt, left, None) {

@@ -29,6 +29,8 @@ use crate::startup::Worker;
 
 /// Progress is reported this often within a lease.
 const REPORTS_PER_LEASE: u32 = 3;
+/// How long the owner of a handed-back request may take to say that it knows.
+const LEAVE_WAIT: Duration = Duration::from_secs(1);
 
 /// A delivery being worked.
 #[derive(Debug)]
@@ -96,7 +98,10 @@ impl Job {
         let outcome = async {
             tokio::select! {
                 biased;
-                stop = running.stopped() => stopped(stop, &head),
+                stop = running.stopped() => match stop {
+                    Stop::HandBack => attempt.leave().await,
+                    Stop::Cancelled(reason) => cancelled(reason, &head),
+                },
                 never = keep_alive(&worker, &ack_subject, &running.reply, lease(&head)) => match never {},
                 ended = work => match ended {
                     Ok(outcome) => outcome,
@@ -127,15 +132,15 @@ fn count(worker: &Worker, head: &Head, ack: Ack) {
     }
 }
 
-fn stopped(stop: Stop, head: &Head) -> Outcome {
-    match stop {
-        Stop::HandBack => Outcome::HandedBack(Duration::ZERO),
+fn cancelled(reason: CancelReason, head: &Head) -> Outcome {
+    tracing::debug!(request_id = %head.request_id, reason = reason.as_str(), "job cancelled");
+    match reason {
         // The message may be in a successor's hands by now.
-        Stop::Cancelled(CancelReason::Replaced) => Outcome::Superseded,
-        Stop::Cancelled(reason) => {
-            tracing::debug!(request_id = %head.request_id, reason = reason.as_str(), "job cancelled");
-            Outcome::Cancelled
-        }
+        CancelReason::Replaced => Outcome::Superseded,
+        CancelReason::ClientGone
+        | CancelReason::SlowReader
+        | CancelReason::Superseded
+        | CancelReason::DeadlineExceeded => Outcome::Cancelled,
     }
 }
 
@@ -198,6 +203,10 @@ impl Attempt<'_> {
         } else {
             self.claim().await
         };
+        if let ClaimReply::Proceed { .. } | ClaimReply::Continue { .. } = &verdict {
+            let running = &self.worker.running;
+            running.replace_others(self.head.request_id, self.reply);
+        }
         match verdict {
             ClaimReply::Proceed { attempt } => {
                 self.reply.open(attempt);
@@ -226,7 +235,15 @@ impl Attempt<'_> {
             delivery: self.ack.delivered,
             worker: self.worker.name.clone(),
         };
-        claim::ask(&self.worker.nats, &self.head.owner, &request, lease(self.head)).await
+        let end_by = instant(self.head.end_by_ms);
+        claim::ask(
+            &self.worker.nats,
+            &self.head.owner,
+            &request,
+            lease(self.head),
+            end_by,
+        )
+        .await
     }
 
     async fn call(&self, body: &[u8]) -> Result<Called, Failure> {
@@ -357,12 +374,30 @@ impl Attempt<'_> {
             failure,
             model_calls,
             output_tokens,
+            leaving: false,
         };
         let ended = self
             .reply
             .finish(FrameKind::Failed(failed), lease(self.head))
             .await;
         ended.map_or(Outcome::Unheard, settled)
+    }
+
+    /// Hands the delivery back because this worker leaves. The owner is told,
+    /// so that it does not take the next delivery for a spurious one.
+    async fn leave(&self) -> Outcome {
+        let failed = FailedAttempt {
+            worker: self.worker.name.clone(),
+            failure: Failure::new(FailureKind::ModelUnavailable, "the worker is stopping"),
+            model_calls: 0,
+            output_tokens: None,
+            leaving: true,
+        };
+        let ended = self.reply.finish(FrameKind::Failed(failed), LEAVE_WAIT).await;
+        match ended {
+            Ok(Ended::Unheard) | Err(_) => Outcome::HandedBack(Duration::ZERO),
+            Ok(ended) => settled(ended),
+        }
     }
 }
 

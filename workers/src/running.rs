@@ -94,6 +94,16 @@ impl Running {
         entries.map(|entry| entry.stop(Stop::HandBack)).count()
     }
 
+    /// Stops other deliveries of a request that run here: their owner has
+    /// just let `newest` take over.
+    pub fn replace_others(&self, request_id: Uuid, newest: &Reply) {
+        for entry in self.of(request_id) {
+            if !std::ptr::eq(&raw const entry.reply, newest) {
+                entry.stop(Stop::Cancelled(CancelReason::Replaced));
+            }
+        }
+    }
+
     fn of(&self, request_id: Uuid) -> Vec<Arc<Entry>> {
         self.lock().get(&request_id).cloned().unwrap_or_default()
     }

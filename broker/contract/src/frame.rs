@@ -83,6 +83,10 @@ pub struct FailedAttempt {
     /// Tokens generated before the failure, as far as known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_tokens: Option<u64>,
+    /// The worker leaves and hands the request back: nothing went wrong, and
+    /// the attempt does not count.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
 }
 
 /// The owner's answer to a last frame, which is sent as a request.
@@ -246,6 +250,7 @@ mod tests {
             failure: Failure::new(FailureKind::ModelServerFault, "broke off"),
             model_calls: 2,
             output_tokens: None,
+            leaving: true,
         }));
     }
 

@@ -23,6 +23,8 @@ const CAPACITY: usize = 65_536;
 const RESERVE: usize = CAPACITY / 2;
 /// Publishes under way at once.
 const WINDOW: usize = 512;
+/// One line in the log for so many records dropped.
+const DROPS_PER_LINE: u64 = 1000;
 /// One publish may take this long before it is sent again.
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -56,14 +58,15 @@ pub(crate) fn message_id(record: &AuditRecord) -> String {
 }
 
 /// A sink and the task that empties it. Run the task until the sink's last
-/// clone is gone; it ends when everything is written.
+/// clone is gone or `closing` begins; it ends when everything is written.
 pub fn sink(
     nats: Nats,
     metrics: Metrics,
     shutdown: Shutdown,
+    closing: Shutdown,
 ) -> (AuditSink, impl Future<Output = ()> + Send) {
     let (queue, records) = mpsc::channel(CAPACITY);
-    let task = drain(records, nats, metrics.clone(), shutdown);
+    let task = drain(records, nats, metrics.clone(), shutdown, closing);
     (AuditSink { queue, metrics }, task)
 }
 
@@ -76,6 +79,22 @@ impl AuditSink {
                 request_id = %record.request_id,
                 "an audit record found no place although places are reserved; the sweeper will close it"
             ),
+        }
+    }
+
+    /// Queues the record of a request that the queue never had, unless that
+    /// would use the reserve: open requests need it more.
+    pub fn write_refusal(&self, record: &AuditRecord) {
+        if !self.is_saturated() {
+            return self.write(record);
+        }
+        let dropped = &self.metrics.audit_dropped;
+        dropped.inc();
+        if dropped.get() % DROPS_PER_LINE == 1 {
+            tracing::error!(
+                dropped = dropped.get(),
+                "NATS does not take audit records; those of refused requests are dropped"
+            );
         }
     }
 
@@ -93,7 +112,13 @@ impl AuditSink {
     }
 }
 
-async fn drain(mut records: mpsc::Receiver<Outgoing>, nats: Nats, metrics: Metrics, shutdown: Shutdown) {
+async fn drain(
+    mut records: mpsc::Receiver<Outgoing>,
+    nats: Nats,
+    metrics: Metrics,
+    shutdown: Shutdown,
+    closing: Shutdown,
+) {
     let mut under_way = FuturesUnordered::new();
     loop {
         tokio::select! {
@@ -102,6 +127,7 @@ async fn drain(mut records: mpsc::Receiver<Outgoing>, nats: Nats, metrics: Metri
                 Some(record) => under_way.push(store(&nats, record, &shutdown)),
                 None => break,
             },
+            () = closing.begun(), if !records.is_closed() => records.close(),
         }
     }
     while let Some(()) = under_way.next().await {
@@ -132,9 +158,9 @@ async fn store(nats: &Nats, record: Outgoing, shutdown: &Shutdown) {
 async fn once(nats: &Nats, record: &Outgoing) -> Result<(), publish::PublishError> {
     let mut headers = HeaderMap::new();
     headers.insert(async_nats::header::NATS_MESSAGE_ID, record.message_id.as_str());
-    let pending = nats
+    let mut pending = nats
         .send(record.subject.clone(), Some(headers), record.payload.clone())
         .await
         .map_err(|error: RequestError| publish::PublishError::from(error))?;
-    publish::stored(pending, ACK_TIMEOUT).await.map(|_| ())
+    publish::stored(&mut pending, ACK_TIMEOUT).await.map(|_| ())
 }

@@ -7,17 +7,18 @@ use bytes::Bytes;
 use duo_contract::cancel::{CancelReason, Order};
 use duo_contract::subject;
 use duo_process::nats::Nats;
+use duo_process::shutdown::Shutdown;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use uuid::Uuid;
 
 use super::inflight::Todo;
 
 /// Chores that may wait.
 pub const CAPACITY: usize = 16_384;
-/// Chores under way at once.
-const WINDOW: usize = 256;
+/// Deletes under way at once.
+const DELETES: usize = 256;
 /// A delete may take this long.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -62,23 +63,25 @@ impl Chore {
     }
 }
 
-/// Does chores until the dispatch is gone.
-pub async fn run(mut chores: mpsc::Receiver<Chore>, nats: Nats) {
+/// Does chores until the dispatch is gone or `closing` begins, then what is left.
+pub async fn run(mut chores: mpsc::Receiver<Chore>, nats: Nats, closing: Shutdown) {
+    let deletes = Semaphore::new(DELETES);
     let mut under_way = FuturesUnordered::new();
     loop {
         tokio::select! {
             biased;
             Some(()) = under_way.next(), if !under_way.is_empty() => {}
-            chore = chores.recv(), if under_way.len() < WINDOW => match chore {
-                Some(chore) => under_way.push(act(&nats, chore)),
+            chore = chores.recv(), if under_way.len() < CAPACITY => match chore {
+                Some(chore) => under_way.push(act(&nats, chore, &deletes)),
                 None => break,
             },
+            () = closing.begun(), if !chores.is_closed() => chores.close(),
         }
     }
     while under_way.next().await.is_some() {}
 }
 
-async fn act(nats: &Nats, chore: Chore) {
+async fn act(nats: &Nats, chore: Chore, deletes: &Semaphore) {
     match chore {
         Chore::Order { worker, order } => {
             let sent = nats
@@ -90,6 +93,8 @@ async fn act(nats: &Nats, chore: Chore) {
             }
         }
         Chore::Delete { sequence } => {
+            // Never closed; an order must not wait behind deletes that JetStream is slow to answer.
+            let _permit = deletes.acquire().await;
             let payload = Bytes::from(format!("{{\"seq\":{sequence},\"no_erase\":true}}"));
             let subject = format!("$JS.API.STREAM.MSG.DELETE.{}", subject::LIVE_STREAM);
             // A message that is gone already answers with an error, which is as good.

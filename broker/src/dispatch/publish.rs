@@ -66,8 +66,8 @@ impl From<RequestError> for PublishError {
 ///
 /// # Errors
 /// Not stored, or not known to be.
-pub async fn stored(pending: Pending, timeout: Duration) -> Result<u64, PublishError> {
-    let message = pending.within(timeout).await?;
+pub async fn stored(pending: &mut Pending, timeout: Duration) -> Result<u64, PublishError> {
+    let message = pending.wait(timeout).await?;
     parse(&message.payload)
 }
 

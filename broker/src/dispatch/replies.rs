@@ -60,9 +60,12 @@ impl Dispatch {
         };
         metrics.frames.with_label_values(&[kind]).inc();
         let Some(inflight) = self.find(request) else {
-            // Over and forgotten: the worker may remove the message.
+            // Over and forgotten: the worker may stop, and remove the message after the last frame.
             metrics.frames_dropped.with_label_values(&["nobody"]).inc();
-            return Some(FrameAnswer::Confirmed);
+            return Some(match frame.is_last() {
+                true => FrameAnswer::Confirmed,
+                false => FrameAnswer::Stale,
+            });
         };
         if let FrameKind::Failed(failed) = &frame.kind {
             tracing::info!(

@@ -12,12 +12,12 @@ use duo_contract::failure::FailureKind;
 use duo_contract::frame::Summary;
 use duo_contract::subject;
 use duo_process::clock;
-use duo_process::nats::RequestError;
+use duo_process::nats::{Pending, RequestError};
 use duo_process::retry::RetryPolicy;
 use serde::Deserialize;
 
 use super::Dispatch;
-use super::inflight::{InFlight, Rules, Stop, Task};
+use super::inflight::{InFlight, Rules, Stop, Task, message_id};
 use super::publish::{self, PublishError};
 use crate::admission::Place;
 use crate::audit::{OpenRecord, sink};
@@ -126,14 +126,8 @@ impl Dispatch {
             self.supersede(key, inflight.request_id).await;
         }
         let envelope = self.envelope(&inflight, 1);
-        match self
-            .store(out.caller, &envelope, &admitted, inflight.first_byte_by)
-            .await
-        {
-            Ok(sequence) => {
-                inflight.stored(1, sequence);
-                Ok(reply)
-            }
+        match self.store(out.caller, &inflight, &envelope, &admitted).await {
+            Ok(()) => Ok(reply),
             Err(error) => {
                 let todo = inflight.fail(error.clone(), Instant::now());
                 self.follow_up(&inflight, todo);
@@ -174,33 +168,25 @@ impl Dispatch {
     async fn store(
         &self,
         caller: &Caller,
+        inflight: &Arc<InFlight>,
         envelope: &RequestEnvelope,
         admitted: &AuditRecord,
-        by: Instant,
-    ) -> Result<u64, ExchangeError> {
+    ) -> Result<(), ExchangeError> {
         let (payload, key_id) = envelope.encode(&self.0.keys).map_err(|error| {
             tracing::error!(error = %error, "a request could not be sealed");
             ExchangeError::new(FailureKind::Internal, "seal", "the request could not be sealed")
         })?;
-        let mut headers = HeaderMap::new();
-        let message_id = format!(
-            "{}-{}",
-            envelope.head.request_id.simple(),
-            envelope.head.publication
-        );
-        headers.insert(async_nats::header::NATS_MESSAGE_ID, message_id.as_str());
-        headers.insert(subject::KEY_ID_HEADER, &*key_id);
-        let message = Message { headers, payload };
-        let by = by.min(Instant::now() + PATIENCE);
+        let message = Message::new(&envelope.head, &key_id, payload);
+        let by = inflight.first_byte_by.min(Instant::now() + PATIENCE);
         let audited = self.store_record(admitted, by);
-        let queued = self.store_request(caller, envelope, message, by);
+        let queued = self.store_request(caller, inflight, envelope, message, by);
         let (audited, queued) = tokio::join!(audited, queued);
-        let sequence = queued?;
+        queued?;
         audited.map_err(|error| {
             tracing::warn!(error = %error, "the admitted record was not acknowledged; the request is refused");
             unavailable("audit_unavailable", "the audit log cannot take a record just now; try again")
         })?;
-        Ok(sequence)
+        Ok(())
     }
 
     async fn store_record(&self, record: &AuditRecord, by: Instant) -> Result<u64, PublishError> {
@@ -213,23 +199,28 @@ impl Dispatch {
             headers,
             payload: record.encode(),
         };
-        self.persist(&subject::audit(record.kind.as_str()), &message, by)
+        self.persist(&subject::audit(record.kind.as_str()), &message, by, None)
             .await
     }
 
     async fn store_request(
         &self,
         caller: &Caller,
+        inflight: &Arc<InFlight>,
         envelope: &RequestEnvelope,
         message: Message,
         by: Instant,
-    ) -> Result<u64, ExchangeError> {
+    ) -> Result<(), ExchangeError> {
         let head = &envelope.head;
         let mut refused = None;
         for key in keys(caller) {
             let subject = subject::request(head.lane, &head.feature, &head.model, &key);
-            match self.persist(&subject, &message, by).await {
-                Ok(sequence) => return Ok(sequence),
+            match self.persist(&subject, &message, by, Some(inflight)).await {
+                Ok(sequence) => {
+                    let todo = inflight.stored(1, sequence);
+                    self.follow_up(inflight, todo);
+                    return Ok(());
+                }
                 Err(PublishError::Full) => refused = Some(subject),
                 Err(error) => {
                     tracing::warn!(error = %error, "a request could not be queued");
@@ -254,7 +245,13 @@ impl Dispatch {
 
     /// Publishes until acknowledged, with the same id, so that an answer that
     /// was lost does no harm.
-    async fn persist(&self, subject: &str, message: &Message, by: Instant) -> Result<u64, PublishError> {
+    async fn persist(
+        &self,
+        subject: &str,
+        message: &Message,
+        by: Instant,
+        inflight: Option<&Arc<InFlight>>,
+    ) -> Result<u64, PublishError> {
         let pause = RetryPolicy::try_new(Duration::from_millis(20), Duration::from_millis(500), u32::MAX)
             .expect("the constants are in order");
         let mut attempt = 1;
@@ -266,7 +263,12 @@ impl Dispatch {
                     Some(message.headers.clone()),
                     message.payload.clone(),
                 );
-                publish::stored(sent.await?, ACK_TIMEOUT.min(left.max(Duration::from_millis(1)))).await
+                let timeout = ACK_TIMEOUT.min(left.max(Duration::from_millis(1)));
+                let mut unanswered = Unanswered {
+                    pending: Some(sent.await?),
+                    of: inflight.map(|inflight| (self, inflight)),
+                };
+                unanswered.stored(timeout).await
             };
             match result.await {
                 Err(error) if error.is_passing() => {
@@ -328,7 +330,7 @@ impl Dispatch {
     }
 
     /// Publishes a lost request again, under a key that no caller's limit covers.
-    pub(super) async fn publish_again(&self, inflight: &InFlight, publication: u32) {
+    pub(super) async fn publish_again(&self, inflight: &InFlight, publication: u32, lost: u64) {
         let envelope = self.envelope(inflight, publication);
         let head = &envelope.head;
         let key = subject::republish_key(head.request_id);
@@ -336,18 +338,17 @@ impl Dispatch {
         let Ok((payload, key_id)) = envelope.encode(&self.0.keys) else {
             return;
         };
-        let mut headers = HeaderMap::new();
-        let message_id = format!("{}-{publication}", inflight.request_id.simple());
-        headers.insert(async_nats::header::NATS_MESSAGE_ID, message_id.as_str());
-        headers.insert(subject::KEY_ID_HEADER, &*key_id);
+        let message = Message::new(head, &key_id, payload);
         let by = Instant::now() + PATIENCE;
-        match self.persist(&subject, &Message { headers, payload }, by).await {
+        match self.persist(&subject, &message, by, None).await {
             Ok(sequence) => {
-                inflight.stored(publication, sequence);
+                let todo = inflight.stored(publication, sequence);
+                self.follow_up(inflight, todo);
                 self.0.metrics.republished.inc();
             }
             Err(error) => {
-                tracing::warn!(request_id = %inflight.request_id, error = %error, "could not publish again")
+                tracing::warn!(request_id = %inflight.request_id, error = %error, "could not publish again");
+                inflight.not_stored(publication, lost);
             }
         }
     }
@@ -356,6 +357,53 @@ impl Dispatch {
 struct Message {
     headers: HeaderMap,
     payload: Bytes,
+}
+
+impl Message {
+    fn new(head: &Head, key_id: &str, payload: Bytes) -> Self {
+        let mut headers = HeaderMap::new();
+        let id = message_id(head.request_id, head.publication);
+        headers.insert(async_nats::header::NATS_MESSAGE_ID, id.as_str());
+        headers.insert(subject::KEY_ID_HEADER, key_id);
+        Self { headers, payload }
+    }
+}
+
+/// A publish that NATS has not acknowledged. Dropped before that, because the
+/// client has left, it still waits for the place of the message, to delete it.
+struct Unanswered<'a> {
+    pending: Option<Pending>,
+    of: Option<(&'a Dispatch, &'a Arc<InFlight>)>,
+}
+
+impl Unanswered<'_> {
+    async fn stored(&mut self, timeout: Duration) -> Result<u64, PublishError> {
+        let Some(pending) = &mut self.pending else {
+            return Err(PublishError::Unknown);
+        };
+        let stored = publish::stored(pending, timeout).await;
+        self.pending = None;
+        stored
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        let (Some(mut pending), Some((dispatch, inflight))) = (self.pending.take(), self.of) else {
+            return;
+        };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        let (dispatch, inflight) = (dispatch.clone(), Arc::clone(inflight));
+        runtime.spawn(async move {
+            // Without an answer the claim finds nobody, and the worker removes the message.
+            if let Ok(sequence) = publish::stored(&mut pending, ACK_TIMEOUT).await {
+                let todo = inflight.stored(1, sequence);
+                dispatch.follow_up(&inflight, todo);
+            }
+        });
+    }
 }
 
 fn unavailable(reason: &'static str, message: &str) -> ExchangeError {

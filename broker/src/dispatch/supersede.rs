@@ -11,7 +11,6 @@ use futures_util::StreamExt as _;
 use uuid::Uuid;
 
 use super::Dispatch;
-use super::inflight::Stop;
 
 /// The newest open request of each person and file at this broker.
 #[derive(Debug, Default)]
@@ -28,9 +27,14 @@ impl Latest {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers `request` as the newest of `key`; the one it replaces.
+    /// Remembers `request` as the newest of `key`, unless a newer one is
+    /// known; the older one of the two, which is to give way.
     fn replace(&self, key: &str, request: Uuid) -> Option<Uuid> {
         let mut keys = self.keys();
+        // UUIDv7 sorts by time.
+        if keys.by_key.get(key).is_some_and(|known| *known > request) {
+            return Some(request);
+        }
         let older = keys.by_key.insert(key.to_owned(), request);
         keys.by_request.insert(request, key.to_owned());
         older.inspect(|older| {
@@ -39,7 +43,6 @@ impl Latest {
     }
 
     fn older_than(&self, key: &str, request: Uuid) -> Option<Uuid> {
-        // UUIDv7 sorts by time.
         self.keys()
             .by_key
             .get(key)
@@ -96,10 +99,9 @@ impl Dispatch {
     }
 
     fn give_way(&self, older: Uuid) {
-        if let Some(inflight) = self.find(older)
-            && inflight.is_queued()
-        {
-            self.stop(&inflight, Stop::Superseded);
+        if let Some(inflight) = self.find(older) {
+            let todo = inflight.give_way(std::time::Instant::now());
+            self.follow_up(&inflight, todo);
         }
     }
 }

@@ -2,16 +2,20 @@
 //! that were lost under a silent worker.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::PullConsumer;
-use async_nats::jetstream::stream::RawMessageErrorKind;
+use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
 use duo_contract::name::{Lane, ModelName};
 use duo_contract::subject;
 use duo_process::shutdown::Shutdown;
+use futures_util::StreamExt as _;
+use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 
 use super::Dispatch;
+use super::inflight::InFlight;
 use crate::routing::Routing;
 
 /// How exactly deadlines are kept.
@@ -20,6 +24,8 @@ const DEADLINE_TICK: Duration = Duration::from_millis(50);
 const LOST_TICK: Duration = Duration::from_millis(500);
 /// How often the stream is asked what waits.
 const DEPTH_TICK: Duration = Duration::from_secs(1);
+/// Messages looked for, and published again, at once.
+const LOOKS: usize = 16;
 
 /// Ends what is overdue, until the process does.
 pub async fn deadlines(dispatch: Dispatch) {
@@ -36,43 +42,65 @@ pub async fn deadlines(dispatch: Dispatch) {
     }
 }
 
-/// Publishes again what a silent worker has lost, until the process ends.
+/// Publishes again what a silent worker or a lost stream has lost, until the
+/// process ends.
 pub async fn lost(dispatch: Dispatch) {
     let mut tick = tokio::time::interval(LOST_TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut known = None;
     loop {
         tick.tick().await;
-        let now = Instant::now();
-        let suspects: Vec<_> = dispatch
+        // Taken before the stream is asked: what it does not know then is not there.
+        let mut placed: Vec<_> = dispatch
             .all()
             .into_iter()
-            .filter_map(|inflight| inflight.lost_suspect(now).map(|sequence| (inflight, sequence)))
+            .filter_map(|inflight| Some((inflight.place_in_stream()?, inflight)))
             .collect();
-        if suspects.is_empty() || !dispatch.0.nats.is_up() {
+        if placed.is_empty() || !dispatch.0.nats.is_up() {
             continue;
         }
         let context = dispatch.0.nats.jetstream();
-        let Ok(stream) = context.get_stream_no_info(subject::LIVE_STREAM).await else {
+        let Ok(stream) = context.get_stream(subject::LIVE_STREAM).await else {
             continue;
         };
-        for (inflight, sequence) in suspects {
-            let gone = matches!(
-                stream.get_raw_message(sequence).await,
-                Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound
-            );
-            if !gone {
-                continue;
-            }
-            if let Some(publication) = inflight.next_publication(sequence, Instant::now()) {
-                tracing::warn!(request_id = %inflight.request_id, "a request was lost under its worker");
-                dispatch.publish_again(&inflight, publication).await;
-            }
-        }
+        let info = stream.cached_info();
+        let is_new = known
+            .replace(info.created)
+            .is_some_and(|known| known != info.created);
+        let now = Instant::now();
+        placed.retain(|((_, queued), inflight)| {
+            // Who still works needs no message; who waits for one of the old stream waits in vain.
+            inflight.lost_suspect(now).is_some() || (is_new && *queued)
+        });
+        let held = info.state.first_sequence..=info.state.last_sequence;
+        futures_util::stream::iter(placed)
+            .for_each_concurrent(LOOKS, |((sequence, _), inflight)| {
+                let (dispatch, stream, held) = (&dispatch, &stream, &held);
+                async move {
+                    let gone = !held.contains(&sequence) || is_gone(stream, sequence, &inflight).await;
+                    if gone {
+                        dispatch.replace(&inflight, sequence).await;
+                    }
+                }
+            })
+            .await;
     }
 }
 
-/// Keeps the gauges of what waits and runs true, until the drain begins.
-pub async fn depths(dispatch: Dispatch, routing: Routing, shutdown: Shutdown) {
+/// Is there no message at `sequence`, or another request's, as in a stream that was made anew?
+async fn is_gone<I>(stream: &Stream<I>, sequence: u64, inflight: &InFlight) -> bool {
+    match stream.get_raw_message(sequence).await {
+        Ok(message) => {
+            let id = message.headers.get(async_nats::header::NATS_MESSAGE_ID);
+            id.is_none_or(|id| id.as_str() != inflight.message_id())
+        }
+        Err(error) => error.kind() == RawMessageErrorKind::NoMessageFound,
+    }
+}
+
+/// Keeps the gauges of what waits and runs true, until the drain begins; a
+/// consumer that is not there is reported to `missing`.
+pub async fn depths(dispatch: Dispatch, routing: Routing, missing: Arc<Notify>, shutdown: Shutdown) {
     let mut tick = tokio::time::interval(DEPTH_TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -84,7 +112,9 @@ pub async fn depths(dispatch: Dispatch, routing: Routing, shutdown: Shutdown) {
         dispatch.gauge_oldest(&models);
         for model in &models {
             for lane in Lane::LIVE {
-                dispatch.gauge_depth(lane, model).await;
+                if !dispatch.gauge_depth(lane, model).await && dispatch.0.nats.is_up() {
+                    missing.notify_one();
+                }
             }
         }
     }
@@ -114,13 +144,23 @@ impl Dispatch {
         }
     }
 
-    async fn gauge_depth(&self, lane: Lane, model: &ModelName) {
+    /// Publishes a request again whose message at `sequence` is gone.
+    async fn replace(&self, inflight: &InFlight, sequence: u64) {
+        if let Some((publication, todo)) = inflight.next_publication(sequence, Instant::now()) {
+            tracing::warn!(request_id = %inflight.request_id, "a request was lost from the queue; publishing it again");
+            self.follow_up(inflight, todo);
+            self.publish_again(inflight, publication, sequence).await;
+        }
+    }
+
+    /// Notes what waits and runs; false if the consumer did not answer.
+    async fn gauge_depth(&self, lane: Lane, model: &ModelName) -> bool {
         let context = self.0.nats.jetstream();
         let name = subject::consumer(lane, model);
         let consumer: Result<PullConsumer, _> =
             context.get_consumer_from_stream(name, subject::LIVE_STREAM).await;
         // Away or not made yet: the next tick asks again.
-        let Ok(consumer) = consumer else { return };
+        let Ok(consumer) = consumer else { return false };
         let info = consumer.cached_info();
         self.0.admission.note_depth(lane, model, info.num_pending);
         let labels = [lane.as_str(), model.as_str()];
@@ -136,5 +176,6 @@ impl Dispatch {
             .in_flight
             .with_label_values(&labels)
             .set(as_gauge(running));
+        true
     }
 }

@@ -82,6 +82,12 @@ async fn follow(
     let mut config_watch = config.watch_many_with_history([subject::SNAPSHOT_KEY]).await?;
     let mut identity_watch = identity.watch_many_with_history([subject::SNAPSHOT_KEY]).await?;
     let mut reread = tokio::time::interval(REREAD);
+    let mut connections = followed.nats.connections();
+    connections.mark_unchanged();
+    // Identities first: whoever is let in by readiness is known.
+    if let Some(value) = value(&identity).await? {
+        take_identity(followed, served, &value);
+    }
     loop {
         tokio::select! {
             entry = config_watch.next() => {
@@ -98,6 +104,8 @@ async fn follow(
                     take_identity(followed, served, &entry.value);
                 }
             }
+            // A watch may not see a bucket that was made anew, so it is opened again.
+            _ = connections.changed() => return Ok(()),
             _ = reread.tick() => {
                 if let Some(value) = value(&config).await? {
                     take_config(followed, served, configured, &value).await;

@@ -12,14 +12,19 @@ use tokio::net::TcpListener;
 /// Load balancers see the readiness go before connections are refused.
 const READINESS_LEAD: Duration = Duration::from_millis(200);
 
+/// How long the ends of cut requests may take to reach their clients.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// Serves `app` until `shutdown` begins, then finishes requests under way for
-/// `grace` at most; true if all of them ended in time.
+/// `grace` at most; true if all of them ended in time. Otherwise `cut` ends
+/// them, and their clients are told.
 pub(super) async fn serve(
     listener: TcpListener,
     app: Router,
     shutdown: &Shutdown,
     readiness: &Readiness,
     grace: Duration,
+    cut: impl FnOnce(),
 ) -> bool {
     let listener = listener.tap_io(|socket| {
         if let Err(error) = socket.set_nodelay(true) {
@@ -49,8 +54,12 @@ pub(super) async fn serve(
         () = shutdown.begun() => {}
     }
     tokio::select! {
-        _ = &mut served => true,
-        () = tokio::time::sleep(grace) => false,
-        () = shutdown.aborted() => false,
+        _ = &mut served => return true,
+        () = tokio::time::sleep(grace) => {}
+        () = shutdown.aborted() => {}
     }
+    cut();
+    // Who does not read its last words does without.
+    let _ = tokio::time::timeout(LAST_WORDS, served).await;
+    false
 }

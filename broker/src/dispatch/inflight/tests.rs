@@ -6,6 +6,12 @@ use duo_contract::name::{FeatureName, ModelName};
 use duo_contract::snapshot::{BodyPolicy, Feature, Model};
 use prometheus::Registry;
 
+use bytes::Bytes;
+use duo_contract::audit::Outcome;
+use duo_contract::failure::Failure;
+use duo_contract::frame::{ReplyFrame, Summary};
+use futures_util::FutureExt as _;
+
 use super::*;
 use crate::admission::Admission;
 use crate::audit::AuditLog;
@@ -70,7 +76,7 @@ impl Bench {
             place,
             start,
         );
-        inflight.stored(1, 10);
+        assert_eq!(inflight.stored(1, 10), Todo::default());
         Self {
             inflight,
             metrics,
@@ -150,6 +156,7 @@ fn failed(kind: FailureKind) -> FrameKind {
         failure: Failure::new(kind, "it failed"),
         model_calls: 1,
         output_tokens: None,
+        leaving: false,
     })
 }
 
@@ -341,9 +348,11 @@ fn a_lost_message_is_published_again_once_and_its_old_copy_is_gone() {
     bench.claim(1, "w", Duration::ZERO);
     let late = bench.start + LEASE * 2;
     assert_eq!(bench.inflight.lost_suspect(late), Some(10));
-    assert_eq!(bench.inflight.next_publication(10, late), Some(2));
+    let (publication, todo) = bench.inflight.next_publication(10, late).expect("it is gone");
+    assert_eq!(publication, 2);
+    assert_eq!(todo.cancel, Some(("w".into(), CancelReason::Replaced)));
     assert_eq!(bench.inflight.next_publication(10, late), None);
-    bench.inflight.stored(2, 11);
+    assert_eq!(bench.inflight.stored(2, 11), Todo::default());
     assert_eq!(
         bench.claim(2, "w", LEASE * 2),
         ClaimReply::Gone,
@@ -353,4 +362,139 @@ fn a_lost_message_is_published_again_once_and_its_old_copy_is_gone() {
         bench.claim_of(2, 11, 1, "w", LEASE * 2).0,
         ClaimReply::Proceed { attempt: 2 }
     );
+}
+
+/// Would a client that waits go on?
+fn is_woken(bench: &Bench) -> bool {
+    bench.inflight.wake.notified().now_or_never().is_some()
+}
+
+#[test]
+fn a_claim_that_ends_the_request_wakes_its_client() {
+    let bench = Bench::new(true);
+    bench.claim(1, "w", Duration::ZERO);
+    bench.claim(2, "x", LEASE);
+    assert!(!is_woken(&bench));
+    assert_eq!(bench.claim(3, "y", LEASE * 2), ClaimReply::Gone);
+    assert!(is_woken(&bench));
+    assert!(matches!(bench.next(), Some(Some(Err(error))) if error.reason == "workers_lost"));
+}
+
+#[test]
+fn a_gap_that_grows_too_long_ends_the_request_and_wakes_its_client() {
+    let bench = Bench::new(true);
+    bench.claim(1, "w", Duration::ZERO);
+    for number in 1..=5000 {
+        bench.frame(1, number, chunk("a"));
+    }
+    assert!(is_woken(&bench));
+    assert!(matches!(bench.next(), Some(Some(Err(_)))));
+}
+
+#[test]
+fn every_gap_is_asked_for_at_once_and_again_when_the_order_was_lost() {
+    let bench = Bench::new(true);
+    bench.claim(1, "w", Duration::ZERO);
+    let frame = |number, kind, after| {
+        let frame = ReplyFrame {
+            attempt: 1,
+            number,
+            kind,
+        };
+        bench.inflight.frame(frame, bench.start + after).1.resend
+    };
+    let order = |from, until| Some(("w".to_owned(), 1, from, until));
+    let soon = Duration::from_millis(10);
+    let later = Duration::from_secs(1);
+    assert_eq!(frame(1, chunk("b"), Duration::ZERO), order(0, 1));
+    assert_eq!(frame(3, chunk("d"), soon), None, "it was asked for just now");
+    assert_eq!(
+        frame(4, FrameKind::Heartbeat, later),
+        order(0, 4),
+        "the order was lost"
+    );
+    assert_eq!(frame(0, chunk("a"), later), order(2, 3), "the second gap");
+    assert_eq!(frame(2, chunk("c"), later), None);
+    assert_eq!(
+        frame(5, FrameKind::Heartbeat, later),
+        order(4, 5),
+        "a gap before a silence"
+    );
+}
+
+#[test]
+fn a_message_stored_after_the_end_is_deleted() {
+    let bench = Bench::new(true);
+    let late = bench.start + LEASE * 2;
+    let (publication, _) = bench.inflight.next_publication(10, late).expect("it is gone");
+    assert_eq!(bench.inflight.stop(Stop::ClientGone, late).delete, None);
+    assert_eq!(bench.inflight.stored(publication, 12).delete, Some(12));
+    assert_eq!(bench.inflight.stored(publication, 12).delete, None);
+}
+
+#[test]
+fn a_publication_that_could_not_be_stored_is_tried_again() {
+    let bench = Bench::new(true);
+    let late = bench.start + LEASE * 2;
+    let (publication, _) = bench.inflight.next_publication(10, late).expect("it is gone");
+    bench.inflight.not_stored(publication, 10);
+    assert_eq!(bench.inflight.lost_suspect(late + LEASE * 2), Some(10));
+    let again = bench.inflight.next_publication(10, late + LEASE * 2);
+    assert_eq!(again.map(|(publication, _)| publication), Some(3));
+}
+
+#[test]
+fn a_leaving_worker_costs_no_attempt_and_the_next_one_need_not_wait() {
+    let bench = Bench::new(true);
+    for round in 1..=5 {
+        assert_eq!(
+            bench.claim(u64::from(round), "w", Duration::ZERO),
+            ClaimReply::Proceed { attempt: round }
+        );
+        let leaving = FrameKind::Failed(FailedAttempt {
+            worker: "w".into(),
+            failure: Failure::new(FailureKind::ModelUnavailable, "it leaves"),
+            model_calls: 0,
+            output_tokens: None,
+            leaving: true,
+        });
+        assert_eq!(
+            bench.frame(round, 0, leaving),
+            FrameAnswer::HandBack { delay_ms: 0 }
+        );
+    }
+}
+
+#[test]
+fn a_worker_that_replaces_itself_is_not_ordered_to_stop() {
+    let bench = Bench::new(true);
+    bench.claim(1, "w", Duration::ZERO);
+    let (answer, todo) = bench.claim_of(1, 10, 2, "w", LEASE);
+    assert_eq!(answer, ClaimReply::Proceed { attempt: 2 });
+    assert_eq!(todo.cancel, None);
+}
+
+#[test]
+fn only_what_nobody_has_begun_gives_way_to_a_newer_request() {
+    let begun = Bench::new(true);
+    begun.claim(1, "w", Duration::ZERO);
+    assert_eq!(begun.inflight.give_way(begun.start), Todo::default());
+    begun.frame(1, 0, chunk("a"));
+    begun.frame(1, 1, failed(FailureKind::ModelServerFault));
+    assert!(begun.inflight.is_queued());
+    assert_eq!(begun.inflight.give_way(begun.start), Todo::default());
+    let queued = Bench::new(true);
+    assert!(queued.inflight.give_way(queued.start).forget);
+    assert_eq!(queued.ended(Outcome::Cancelled), 1);
+}
+
+#[test]
+fn a_big_piece_is_not_the_readers_fault() {
+    let bench = Bench::new(true);
+    bench.claim(1, "w", Duration::ZERO);
+    bench.frame(1, 0, chunk(&"x".repeat(CLIENT_BUFFER * 2)));
+    assert_eq!(bench.ended(Outcome::Cancelled), 0);
+    assert_eq!(bench.text().len() / CLIENT_BUFFER, 2);
+    bench.frame(1, 1, chunk("a"));
+    assert_eq!(bench.ended(Outcome::Cancelled), 0);
 }

@@ -1,0 +1,218 @@
+//! How a request ends: well, by its owner's word, or by a failure.
+
+use std::time::{Duration, Instant};
+
+use duo_contract::audit::{End, Outcome};
+use duo_contract::cancel::CancelReason;
+use duo_contract::failure::{Failure, FailureKind};
+use duo_contract::frame::Summary;
+
+use super::{InFlight, State, Todo};
+use crate::exchange::ExchangeError;
+
+/// A balancer has another broker, or this one is back by then.
+const LEAVING_RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// How a request ended.
+#[derive(Debug, Clone)]
+pub(super) enum Ending {
+    Good,
+    Bad(ExchangeError),
+}
+
+/// Why an owner ends a request before its answer does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// The client left.
+    ClientGone,
+    /// The client reads too slowly.
+    SlowReader,
+    /// A newer request took its place.
+    Superseded,
+    /// No first byte in time.
+    Expired,
+    /// Not over in time.
+    Overdue,
+    /// This broker ends and its grace is over.
+    Leaving,
+}
+
+impl Stop {
+    fn order(self) -> CancelReason {
+        match self {
+            // A broker that leaves takes its clients' connections with it.
+            Stop::ClientGone | Stop::Leaving => CancelReason::ClientGone,
+            Stop::SlowReader => CancelReason::SlowReader,
+            Stop::Superseded => CancelReason::Superseded,
+            Stop::Expired | Stop::Overdue => CancelReason::DeadlineExceeded,
+        }
+    }
+
+    fn outcome(self) -> (Outcome, &'static str) {
+        match self {
+            Stop::ClientGone => (Outcome::Cancelled, "client_gone"),
+            Stop::SlowReader => (Outcome::Cancelled, "slow_reader"),
+            Stop::Superseded => (Outcome::Cancelled, "superseded"),
+            Stop::Expired => (Outcome::Expired, "first_byte_deadline"),
+            Stop::Overdue => (Outcome::Expired, "end_deadline"),
+            Stop::Leaving => (Outcome::Failed, "broker_stopping"),
+        }
+    }
+
+    pub(super) fn error(self) -> ExchangeError {
+        match self {
+            Stop::ClientGone => ExchangeError::new(FailureKind::Cancelled, "client_gone", "the client left"),
+            Stop::SlowReader => ExchangeError::new(
+                FailureKind::Cancelled,
+                "slow_reader",
+                "the answer was not read fast enough",
+            ),
+            Stop::Superseded => ExchangeError::new(
+                FailureKind::Cancelled,
+                "superseded",
+                "a newer request for the same file took this one's place",
+            ),
+            Stop::Expired | Stop::Overdue => ExchangeError::new(
+                FailureKind::DeadlineExceeded,
+                self.outcome().1,
+                "the request's time ran out; try again later",
+            ),
+            Stop::Leaving => ExchangeError {
+                retry_after: Some(LEAVING_RETRY_AFTER),
+                ..ExchangeError::new(
+                    FailureKind::ModelUnavailable,
+                    self.outcome().1,
+                    "this server is stopping; try again",
+                )
+            },
+        }
+    }
+}
+
+impl InFlight {
+    /// Ends the request before its answer does; does nothing once it has ended.
+    #[must_use]
+    pub fn stop(&self, stop: Stop, now: Instant) -> Todo {
+        let mut state = self.state();
+        if state.end.is_some() {
+            return Todo::default();
+        }
+        self.stop_locked(&mut state, stop, now)
+    }
+
+    /// Ends the request in favour of a newer one, unless a worker has it or
+    /// the client has some of its answer.
+    #[must_use]
+    pub fn give_way(&self, now: Instant) -> Todo {
+        let mut state = self.state();
+        if state.end.is_some() || state.attempt.alive || !state.received.is_empty() {
+            return Todo::default();
+        }
+        self.stop_locked(&mut state, Stop::Superseded, now)
+    }
+
+    /// Ends the request with an error that no worker reported.
+    #[must_use]
+    pub fn fail(&self, error: ExchangeError, now: Instant) -> Todo {
+        let mut state = self.state();
+        if state.end.is_some() {
+            return Todo::default();
+        }
+        self.end_badly(&mut state, error, now)
+    }
+
+    /// Is its time over?
+    #[must_use]
+    pub fn overdue(&self, now: Instant) -> Option<Stop> {
+        let state = self.state();
+        if state.end.is_some() {
+            return None;
+        }
+        if now >= self.end_by {
+            return Some(Stop::Overdue);
+        }
+        let nothing_yet = state.first_frame.is_none();
+        (nothing_yet && now >= self.first_byte_by).then_some(Stop::Expired)
+    }
+
+    pub(super) fn stop_locked(&self, state: &mut State, stop: Stop, now: Instant) -> Todo {
+        let (outcome, reason) = stop.outcome();
+        let end = self.audit_end(state, outcome, Some(reason), now, None);
+        self.finish(state, Ending::Bad(stop.error()), end, Some(stop.order()))
+    }
+
+    pub(super) fn end_badly(&self, state: &mut State, error: ExchangeError, now: Instant) -> Todo {
+        let outcome = match error.kind {
+            FailureKind::DeadlineExceeded => Outcome::Expired,
+            FailureKind::Cancelled => Outcome::Cancelled,
+            FailureKind::Overloaded | FailureKind::Unsupported | FailureKind::FeatureInactive
+                if state.attempt.number == 0 =>
+            {
+                Outcome::Refused
+            }
+            _ => Outcome::Failed,
+        };
+        let end = self.audit_end(state, outcome, Some(&error.reason), now, None);
+        self.finish(
+            state,
+            Ending::Bad(error),
+            end,
+            Some(CancelReason::DeadlineExceeded),
+        )
+    }
+
+    /// Every bad end comes by here.
+    fn finish(&self, state: &mut State, ending: Ending, end: End, order: Option<CancelReason>) -> Todo {
+        let worker = state.alive_worker();
+        state.end = Some(ending);
+        state.left_behind = state.sequence.is_none();
+        state.held.clear();
+        state.place = None;
+        self.task.record.close(end);
+        self.wake.notify_one();
+        Todo {
+            cancel: worker.zip(order),
+            delete: state.sequence,
+            forget: true,
+            resend: None,
+        }
+    }
+
+    pub(super) fn audit_end(
+        &self,
+        state: &State,
+        outcome: Outcome,
+        reason: Option<&str>,
+        now: Instant,
+        summary: Option<&Summary>,
+    ) -> End {
+        let since = |at: Instant| {
+            let micros = at
+                .saturating_duration_since(self.task.record.received())
+                .as_micros();
+            i64::try_from(micros).unwrap_or(i64::MAX)
+        };
+        let tokens = |count: Option<u64>| count.and_then(|count| i64::try_from(count).ok());
+        let sent = state.received.chunks();
+        let spent = summary
+            .and_then(|s| s.output_tokens)
+            .or(state.model_tokens)
+            .or((sent > 0).then_some(sent));
+        End {
+            outcome,
+            reason: reason.map(str::to_owned),
+            worker: state.attempt.worker.clone(),
+            attempts: state.attempt.number,
+            queue_wait_us: state.first_claim.map(since),
+            first_byte_us: state.first_frame.map(since),
+            duration_us: since(now),
+            input_tokens: tokens(summary.and_then(|s| s.input_tokens)),
+            output_tokens: tokens(spent),
+        }
+    }
+}
+
+/// A failure that the client can see: part of the answer has been sent.
+pub(super) fn cut_off() -> ExchangeError {
+    Failure::new(FailureKind::ModelServerFault, "the answer was cut off").into()
+}

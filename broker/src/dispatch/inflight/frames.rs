@@ -1,0 +1,180 @@
+//! Frames of an answer, in order, without gaps, from the attempt that may speak.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use duo_contract::audit::Outcome;
+use duo_contract::failure::RetryRule;
+use duo_contract::frame::{FailedAttempt, FrameAnswer, FrameKind, ReplyFrame, Summary};
+
+use super::endings::{Ending, Stop, cut_off};
+use super::{CLIENT_BUFFER, InFlight, State, Todo};
+use crate::exchange::{ExchangeError, ReplyEvent};
+
+/// Frames that may wait for a missing one before it.
+const HELD_FRAMES: usize = 4096;
+/// Delay after which a handed-back delivery may come to another worker.
+const HAND_BACK_DELAY: Duration = Duration::from_millis(50);
+/// The order to send missing frames again is given again after so long: it may be lost itself.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(250);
+
+impl InFlight {
+    /// Takes a frame. The answer is for last frames, which are requests.
+    #[must_use]
+    pub fn frame(&self, frame: ReplyFrame, now: Instant) -> (FrameAnswer, Todo) {
+        let mut state = self.state();
+        if frame.attempt != state.attempt.number {
+            return (FrameAnswer::Stale, Todo::default());
+        }
+        if !state.attempt.alive {
+            let answer = state.last_answer.clone().unwrap_or(FrameAnswer::Stale);
+            return (answer, Todo::default());
+        }
+        state.heard = now;
+        if state.end.is_some() {
+            return (FrameAnswer::Confirmed, Todo::default());
+        }
+        if frame.kind == FrameKind::Heartbeat {
+            // It carries the number of the next frame, so it shows a gap before a silence.
+            return (FrameAnswer::Confirmed, ask(&mut state, frame.number, now));
+        }
+        if frame.number < state.next_frame {
+            return (FrameAnswer::Confirmed, Todo::default());
+        }
+        if frame.number > state.next_frame {
+            return self.hold(&mut state, frame, now);
+        }
+        let mut kind = Some(frame.kind);
+        let mut answer = (FrameAnswer::Confirmed, Todo::default());
+        while let Some(next) = kind {
+            state.next_frame += 1;
+            answer = self.apply(&mut state, next, now);
+            if state.end.is_some() || !state.attempt.alive {
+                break;
+            }
+            let number = state.next_frame;
+            kind = state.held.remove(&number);
+        }
+        if !state.attempt.alive {
+            state.last_answer = Some(answer.0.clone());
+        } else if let Some(&held) = state.held.keys().next() {
+            answer.1 = ask(&mut state, held, now);
+        }
+        self.wake.notify_one();
+        answer
+    }
+
+    /// Keeps a frame that came before one that is missing, and asks for that one.
+    fn hold(&self, state: &mut State, frame: ReplyFrame, now: Instant) -> (FrameAnswer, Todo) {
+        let missing = FrameAnswer::Missing {
+            from: state.next_frame,
+            until: frame.number,
+        };
+        if frame.is_last() {
+            // The worker sends the missing ones and then this one again.
+            return (missing, Todo::default());
+        }
+        if state.held.len() >= HELD_FRAMES {
+            return (FrameAnswer::Stale, self.end_badly(state, cut_off(), now));
+        }
+        state.held.insert(frame.number, frame.kind);
+        let until = state.held.keys().next().copied().unwrap_or(frame.number);
+        (missing, ask(state, until, now))
+    }
+
+    fn apply(&self, state: &mut State, kind: FrameKind, now: Instant) -> (FrameAnswer, Todo) {
+        match kind {
+            FrameKind::Heartbeat => (FrameAnswer::Confirmed, Todo::default()),
+            FrameKind::Chunk(chunks) => (FrameAnswer::Confirmed, self.chunks(state, chunks, now)),
+            FrameKind::Done { summary, body } => {
+                let todo = self.done(state, summary, body, now);
+                (FrameAnswer::Confirmed, todo)
+            }
+            FrameKind::Failed(failed) => self.failed(state, failed, now),
+        }
+    }
+
+    fn chunks(&self, state: &mut State, chunks: Bytes, now: Instant) -> Todo {
+        let chunks = state.received.take(chunks);
+        if chunks.is_empty() {
+            return Todo::default();
+        }
+        state.first_frame.get_or_insert(now);
+        state.waiting_bytes += chunks.len();
+        // A piece that is too big by itself is not the reader's fault.
+        if state.waiting_bytes > CLIENT_BUFFER && !state.waiting.is_empty() {
+            return self.stop_locked(state, Stop::SlowReader, now);
+        }
+        state.waiting.push_back(ReplyEvent::Chunks(chunks));
+        Todo::default()
+    }
+
+    fn done(&self, state: &mut State, mut summary: Summary, body: Bytes, now: Instant) -> Todo {
+        state.received.sum_usage(&mut summary);
+        let body = if self.task.work.stream {
+            let todo = if body.is_empty() {
+                Todo::default()
+            } else {
+                self.chunks(state, body, now)
+            };
+            if state.end.is_some() {
+                return todo;
+            }
+            Bytes::new()
+        } else {
+            body
+        };
+        state.first_frame.get_or_insert(now);
+        state.attempt.alive = false;
+        if let Some(place) = state.place.take() {
+            place.served(now.saturating_duration_since(state.first_claim.unwrap_or(now)));
+        }
+        let end = self.audit_end(state, Outcome::Completed, None, now, Some(&summary));
+        state.waiting.push_back(ReplyEvent::Done { summary, body });
+        state.end = Some(Ending::Good);
+        self.task.record.close(end);
+        Todo {
+            forget: true,
+            ..Todo::default()
+        }
+    }
+
+    fn failed(&self, state: &mut State, failed: FailedAttempt, now: Instant) -> (FrameAnswer, Todo) {
+        state.attempt.alive = false;
+        state.model_tokens = failed.output_tokens;
+        let error = ExchangeError::from(failed.failure.clone());
+        let again = failed.failure.kind.retry() == RetryRule::HereThenElsewhere;
+        let delay = if failed.leaving {
+            state.attempt.given_up += 1;
+            Duration::ZERO
+        } else {
+            state.last_failure = Some(failed);
+            HAND_BACK_DELAY
+        };
+        if again && self.no_further_attempt(state, now).is_none() {
+            let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+            return (FrameAnswer::HandBack { delay_ms }, Todo::default());
+        }
+        let mut todo = self.end_badly(state, error, now);
+        // The worker removes the message when it reads `Confirmed`.
+        todo.delete = None;
+        (FrameAnswer::Confirmed, todo)
+    }
+}
+
+/// Asks the worker for what is missing before frame `until`, unless it was asked just now.
+fn ask(state: &mut State, until: u32, now: Instant) -> Todo {
+    let from = state.next_frame;
+    let asked = state
+        .asked
+        .is_some_and(|(gap, at)| gap == from && now.saturating_duration_since(at) < ASK_AGAIN_AFTER);
+    if until <= from || asked {
+        return Todo::default();
+    }
+    state.asked = Some((from, now));
+    let attempt = state.attempt.number;
+    Todo {
+        resend: state.alive_worker().map(|worker| (worker, attempt, from, until)),
+        ..Todo::default()
+    }
+}
