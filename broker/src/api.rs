@@ -6,11 +6,12 @@
 //!
 //! A request passes, from the outside in:
 //! 1. `edge::mark`: `X-Request-ID` and `X-Process-Time`, around everything so that refusals have them too.
-//! 2. `edge::normalise`: `%2F` becomes `/`, before anybody looks at the path, as GitLab's own gateway decodes it.
-//! 3. `access::authenticate`: strangers get 401 before routing, also for unknown paths; their body is not read.
-//! 4. `edge::absorb`: what a refusal left unread of a known caller's body is read and thrown away, so that the
+//! 2. `edge::share`: what browsers ask before a page may call, and are told after.
+//! 3. `edge::normalise`: `%2F` becomes `/`, before anybody looks at the path, as GitLab's own gateway decodes it.
+//! 4. `access::authenticate`: strangers get 401 before routing, also for unknown paths; their body is not read.
+//! 5. `edge::absorb`: what a refusal left unread of a known caller's body is read and thrown away, so that the
 //!    client sees the answer and not a broken pipe.
-//! 5. The routes. Inference routes open an audit record first (`access::record`).
+//! 6. The routes. Inference routes open an audit record first (`access::record`).
 
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ use axum::extract::Request;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{MethodRouter, get, post};
-use http::Uri;
+use http::{HeaderValue, Uri, header};
 use tower::ServiceBuilder;
 
 mod access;
@@ -50,6 +51,7 @@ pub fn router(state: Arc<ApiState>, audit_events: Option<Router>) -> Router {
     Router::new().fallback_service(
         ServiceBuilder::new()
             .layer(from_fn(edge::mark))
+            .layer(from_fn(edge::share))
             .layer(from_fn(edge::normalise))
             .layer(from_fn_with_state(state, access::authenticate))
             .layer(from_fn(edge::absorb))
@@ -97,7 +99,15 @@ fn open() -> Router<Arc<ApiState>> {
 
 /// `HEAD` is refused where GitLab's own gateway refuses it.
 fn only_get(route: MethodRouter<Arc<ApiState>>) -> MethodRouter<Arc<ApiState>> {
-    route.head(unknown_method)
+    route.head(only_get_allowed).fallback(only_get_allowed)
+}
+
+async fn only_get_allowed(request: Request) -> Response {
+    let mut response = unknown_method(request).await;
+    response
+        .headers_mut()
+        .insert(header::ALLOW, HeaderValue::from_static("GET"));
+    response
 }
 
 /// 404, or 307 where only a slash at the end is too much.

@@ -256,6 +256,9 @@ fn builtin_library() -> Library {
     BUILTIN.clone()
 }
 
+/// Most stop strings of a call: OpenAI's limit, which vLLM enforces by refusing the call.
+const MOST_STOPS: usize = 4;
+
 /// The call's JSON. What changes least comes first, as in the templates.
 #[derive(Serialize)]
 struct Body<'a> {
@@ -292,7 +295,7 @@ fn body(template: &Template, content: &Content, model: &Model, stream: bool) -> 
         prompt,
         max_tokens: template.max_tokens(model),
         temperature: template.temperature(),
-        stop: template.stop(),
+        stop: template.stop().get(..MOST_STOPS).unwrap_or(template.stop()),
         skip_special_tokens: prompt.map(|_| false),
         stream: stream.then_some(true),
         stream_options: stream.then_some(StreamOptions { include_usage: true }),

@@ -155,7 +155,10 @@ impl RoutingTable {
             return Err(ExchangeError::new(
                 FailureKind::Unauthorized,
                 "feature_not_allowed",
-                format!("this token may not use feature {name}"),
+                format!(
+                    "this token may not use the feature {name}; an administrator can make a client token that may, \
+                     with duo-broker token create"
+                ),
             ));
         }
         let assigned = feature.model.is_some() || name.as_str().starts_with(OPENAI_PREFIX);

@@ -681,7 +681,6 @@ async fn pages_do_not_shift_when_events_are_added() {
 }
 
 #[tokio::test]
-#[expect(clippy::too_many_lines, reason = "one line per filter and what it finds")]
 async fn a_search_finds_what_all_its_filters_name() {
     let database = Database::create().await;
     let store = &database.store;

@@ -100,10 +100,13 @@ def errors():
     assert error.param == "messages", error.body
     error = expect(openai.BadRequestError, lambda: ask(model="mistral", messages=QUESTION, temperature=-1))
     assert error.type, error.body
-    set_sim({"fail_rate": 1.0, "fail_status": 429, "retry_after": 60})
-    error = expect(openai.RateLimitError, lambda: ask(model="mistral", messages=QUESTION))
-    assert error.type == "rate_limit_exceeded", error.body
-    set_sim({"fail_rate": 0.0, "fail_status": 500, "retry_after": None})
+    set_sim({"pace_ms": 100, "tokens": 300})
+    small = client.with_options(api_key=os.environ["DUO_SMALL_TOKEN"]).chat.completions.create
+    streams = [small(model="mistral", messages=QUESTION, max_tokens=300, stream=True) for _ in range(8)]
+    error = expect(openai.RateLimitError, lambda: small(model="mistral", messages=QUESTION))
+    assert error.code == "rate_limit_exceeded" and int(error.response.headers["retry-after"]) > 0, error.body
+    for stream in streams:
+        stream.close()
 
 
 def set_sim(change):

@@ -142,3 +142,27 @@ fn subjects_sql_and_backoff_have_one_home() {
     assert_eq!(elsewhere("backoff::", &["broker/process/src/retry.rs"]), [""; 0]);
     assert_eq!(elsewhere("unbounded_channel", &[]), [""; 0]);
 }
+
+#[test]
+fn every_variable_that_a_program_reads_is_in_the_example() {
+    let example = std::fs::read_to_string(root().join("deploy/example.env")).expect("the example reads");
+    let mut missing = Vec::new();
+    for folder in ["broker/src", "workers/src"] {
+        let mut files = Vec::new();
+        sources(&root().join(folder), &mut files);
+        for path in files.iter().filter(|path| path.ends_with("config.rs")) {
+            let text = std::fs::read_to_string(path).expect("the file reads");
+            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+            for name in code.split('"').filter(|part| part.starts_with("DUO_")) {
+                let name = name
+                    .split(|c: char| c != '_' && !c.is_ascii_uppercase())
+                    .next()
+                    .unwrap_or_default();
+                if !example.contains(&format!("{name}=")) {
+                    missing.push(format!("{}: {name}", path.display()));
+                }
+            }
+        }
+    }
+    assert_eq!(missing, [""; 0]);
+}

@@ -255,7 +255,7 @@ async fn api_tokens_open_and_close_within_a_second() {
 
     let token = cluster
         .cli
-        .token("expiring", "client", &["--expires-in", "2s"])
+        .token("expiring", "client", &["--expires", "2s"])
         .await;
     status_becomes(&cluster, &token, StatusCode::OK).await;
     until("the token expires", Duration::from_secs(4), async || {
@@ -278,7 +278,7 @@ async fn an_api_token_opens_only_its_features_and_models() {
         .token(
             "narrow",
             "client",
-            &["--feature", "openai_chat", "--model", "codegemma"],
+            &["--features", "openai_chat", "--models", "codegemma"],
         )
         .await;
     status_becomes(&cluster, &token, StatusCode::OK).await;

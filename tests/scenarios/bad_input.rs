@@ -237,10 +237,8 @@ async fn what_is_unknown_is_not_found_and_what_is_inactive_is_forbidden() {
         assert_refused(&cluster, path, &answer, StatusCode::NOT_FOUND).await;
         assert_openai(path, &answer, "model_not_found");
     }
-    let wide = ["openai_chat", "code_completion", "root_cause_analysis"]
-        .map(|name| ["--feature", name])
-        .concat();
-    let token = cluster.cli.token("wide", "client", &wide).await;
+    let wide = "openai_chat,code_completion,root_cause_analysis";
+    let token = cluster.cli.token("wide", "client", &["--features", wide]).await;
     let ask_as = |feature: &str, model: &str| {
         let mut body = good(OPENAI_CHAT);
         body["model"] = model.into();

@@ -15,8 +15,8 @@ async fn requests_that_wait_in_the_queue_survive_a_killed_nats_server() {
         pace_ms: 20,
         ..Settings::default()
     };
-    let mut cluster = Cluster::builder().sim(sim).slots(2).start().await;
-    // Two hold the slots, ten wait behind them.
+    let mut cluster = Cluster::builder().sim(sim).slots(3).start().await;
+    // Two hold the slots (the third is kept for those who type), ten wait behind them.
     let mut holders = Vec::new();
     for number in 0..2 {
         let body = chat(&format!("holder {number}"), 1000, true);

@@ -9,9 +9,10 @@ use bytes::Bytes;
 use duo_contract::claim::{ClaimReply, ClaimRequest, Have};
 use duo_contract::envelope::{EnvelopeError, Head, RequestEnvelope};
 use duo_contract::failure::{Failure, FailureKind};
-use duo_contract::frame::{FailedAttempt, FrameKind, Summary};
+use duo_contract::frame::{FailedAttempt, FrameAnswer, FrameKind, Summary};
 use duo_contract::{cancel::CancelReason, subject, trace};
 use duo_process::clock;
+use duo_process::nats::RequestError;
 use futures_util::FutureExt as _;
 use tokio::time::Instant;
 use tracing::Instrument as _;
@@ -103,6 +104,7 @@ impl Job {
                     Stop::Cancelled(reason) => cancelled(reason, &head),
                 },
                 never = keep_alive(&worker, &ack_subject, &running.reply, lease(&head)) => match never {},
+                outcome = unwanted(&running.reply, &head) => outcome,
                 ended = work => match ended {
                     Ok(outcome) => outcome,
                     Err(_) => attempt.failed(Failure::new(FailureKind::Internal, "the worker failed"), 0, None).await,
@@ -160,6 +162,31 @@ async fn keep_alive(worker: &Worker, ack_subject: &str, reply: &Reply, lease: Du
         ticks.tick().await;
         worker.nats.progress(ack_subject).await;
         reply.heartbeat(period / 2).await;
+    }
+}
+
+/// Returns when the owner wants no more of this attempt, although its order to stop was lost, or when nobody has
+/// listened for its replies during a whole lease: it died, and nobody waits for the answer. A frame alone would not
+/// tell, since it asks for no answer.
+async fn unwanted(reply: &Reply, head: &Head) -> Outcome {
+    let period = (lease(head) / REPORTS_PER_LEASE).max(Duration::from_millis(1));
+    let mut ticks = tokio::time::interval_at(Instant::now() + period, period);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut alone_since = None;
+    loop {
+        ticks.tick().await;
+        match reply.probe(period).await {
+            // The message is deleted or in a successor's hands; its next delivery would tell.
+            Some(Ok(FrameAnswer::Stale)) => return Outcome::Superseded,
+            Some(Err(RequestError::NoResponders)) => {
+                let since = *alone_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= lease(head) {
+                    tracing::info!(owner = head.owner, "the owner is gone; its request is removed");
+                    return Outcome::Gone;
+                }
+            }
+            _ => alone_since = None,
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod breaker;
 pub mod continuation;
 pub mod facts;
+pub mod fold;
 pub mod health;
 pub mod openai;
 pub mod sse;

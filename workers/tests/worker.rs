@@ -105,6 +105,75 @@ async fn a_whole_answer_comes_in_one_frame() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_whole_answer_of_llama_server_is_asked_for_as_a_stream() {
+    let mut server = FakeServer::start().await;
+    let mut bed = Bed::new(server.url.clone()).await;
+    let settings = WorkerSettings {
+        kind: "llama",
+        ..WorkerSettings::default()
+    };
+    let worker = RunningWorker::start(&bed, settings).await;
+    bed.publish(bed.head(Endpoint::ChatCompletions, false), BODY)
+        .await;
+    let call = server.call().await;
+    assert_eq!(
+        (&call.body["stream"], &call.body["model"], &call.body["x_unknown"]),
+        (&true.into(), &"tiny".into(), &1.into())
+    );
+    let feed = call.stream().await;
+    for event in [&chunk("a"), &chunk("b"), LAST, "[DONE]"] {
+        feed.event(event).await;
+    }
+    drop(feed);
+    let frames = bed.owner.frames().await;
+    assert_eq!(
+        lines(&frames),
+        [
+            r#"{"choices":[{"finish_reason":"stop","index":0,"message":{"content":"ab","role":"assistant"}}],"object":"chat.completion"}"#
+        ]
+    );
+    assert_eq!(frames.len(), 1, "in one frame: {frames:?}");
+    bed.drained().await;
+
+    // What breaks off has reached nobody, so the server is asked again.
+    bed.publish(bed.head(Endpoint::ChatCompletions, false), BODY)
+        .await;
+    let feed = server.call().await.stream().await;
+    feed.event(&chunk("a")).await;
+    feed.break_off().await;
+    // A server that answers whole all the same, as one in between may, is good too.
+    server.call().await.answer(200, WHOLE).await;
+    assert_eq!(lines(&bed.owner.frames().await), [WHOLE]);
+    bed.drained().await;
+
+    while bed.owner.claims.try_recv().is_ok() {}
+    let request_id = bed
+        .publish(bed.head(Endpoint::ChatCompletions, false), BODY)
+        .await;
+    bed.owner.claim().await;
+    let feed = server.call().await.stream().await;
+    feed.event(&chunk("a")).await;
+    let order = Order::Cancel {
+        request_id,
+        reason: CancelReason::ClientGone,
+    };
+    bed.owner.order(&worker.name, order).await;
+    tokio::time::timeout(PATIENCE, feed.closed())
+        .await
+        .expect("closed");
+    bed.drained().await;
+
+    let several = r#"{"messages":[],"n":2}"#;
+    bed.publish(bed.head(Endpoint::ChatCompletions, false), several)
+        .await;
+    let call = server.call().await;
+    assert!(call.body.get("stream").is_none(), "{}", call.body);
+    call.answer(200, WHOLE).await;
+    assert_eq!(lines(&bed.owner.frames().await), [WHOLE]);
+    bed.drained().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cancel_closes_the_model_servers_connection() {
     let (mut bed, mut server, worker) = bed().await;
     for stream in [true, false] {
@@ -432,10 +501,19 @@ async fn a_drain_finishes_what_runs_and_hands_back_the_rest() {
     let slow = server.call().await;
     bed.owner.claim().await;
     bed.owner.claim().await;
+    bed.owner.will_answer_last(FrameAnswer::Confirmed).await;
+    bed.owner
+        .will_answer_last(FrameAnswer::HandBack { delay_ms: 0 })
+        .await;
     worker.begin_drain();
     quick.answer(200, WHOLE).await;
     assert!(matches!(bed.owner.frames().await[0].kind, FrameKind::Done { .. }));
     worker.ended().await;
+    let said = bed.owner.frames().await;
+    assert!(
+        matches!(&said[0].kind, FrameKind::Failed(failed) if failed.leaving),
+        "the owner is told: {said:?}"
+    );
     tokio::time::timeout(PATIENCE, slow.closed())
         .await
         .expect("closed");

@@ -57,6 +57,13 @@ pub struct Have {
     /// Generated token ids, where the model server gave them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_ids: Option<Vec<u32>>,
+    /// Tokens generated so far, as far as chunks tell: one for each with text.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub tokens: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 macro_rules! json_message {
@@ -108,7 +115,8 @@ mod tests {
                     have: Have {
                         text: "def ".into(),
                         prompt_token_ids: None,
-                        token_ids: Some(vec![5, 9])
+                        token_ids: Some(vec![5, 9]),
+                        tokens: 0
                     }
                 },
                 ClaimReply::Busy { delay_ms: 250 },

@@ -13,6 +13,7 @@ use http::header::HeaderName;
 use super::edge::REQUEST_ID;
 use super::error::{ApiError, Refused, Shape};
 use super::state::ApiState;
+use crate::auth::AuthError;
 use crate::caller::Caller;
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -42,13 +43,34 @@ pub(super) async fn authenticate(
             next.run(request).await
         }
         Err(error) => {
+            let shape = Shape::of_path(request.uri().path());
             let stranger = ApiError::Stranger {
-                text: error.to_string(),
+                text: refusal(error, shape),
                 reason: error.reason(),
             };
-            stranger.respond(Shape::of_path(request.uri().path()))
+            stranger.respond(shape)
         }
     }
+}
+
+/// GitLab's own words for GitLab; whoever calls the other endpoints has an API
+/// token in mind, and "OIDC" would lead astray.
+fn refusal(error: AuthError, shape: Shape) -> String {
+    let text = match (error, shape) {
+        (_, Shape::GitLab) => return error.to_string(),
+        (AuthError::NoAuthorization, _) => "no API token given; send it as \"Authorization: Bearer <token>\"",
+        (AuthError::InvalidAuthorization, _) => {
+            "the Authorization header cannot be read; send it as \"Authorization: Bearer <token>\""
+        }
+        (AuthError::UnsupportedType | AuthError::UnknownApiToken, _) => {
+            "invalid API token; an administrator can make one with duo-broker token create"
+        }
+        (AuthError::ExpiredApiToken, _) => {
+            "the API token has expired; an administrator can make a new one with duo-broker token create"
+        }
+        (AuthError::Forbidden(_) | AuthError::HeaderMismatch(_), _) => return error.to_string(),
+    };
+    text.to_owned()
 }
 
 /// Opens the request's record and closes it when the answer is a refusal.

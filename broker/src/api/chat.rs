@@ -55,7 +55,7 @@ async fn answer(inbound: &mut Inbound) -> Result<Response, ApiError> {
     }
     let tools = tools::offered(&inbound.caller);
     let routed = inbound.route(&DUO_CHAT, &code::metadata_hint(&fields), true)?;
-    let work = render(inbound, &routed, question, &tools)?;
+    let work = render(inbound, &routed, question, &tools).map_err(|error| error.prompt_at("messages"))?;
     let reply = inbound.send(&routed, work).await?;
     stream::respond(reply, Turn::new(tools, &routed.model.name)).await
 }

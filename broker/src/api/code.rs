@@ -34,6 +34,8 @@ const MAX_CONTEXT_NAME: usize = 1024;
 const MAX_CONTEXT_CONTENT: usize = 500_000;
 const MAX_MODEL_NAME: usize = 255;
 const MAX_IDENTIFIER: usize = 1000;
+/// Texts that are read for their type alone.
+const MAX_IGNORED: usize = 10_000;
 const PROMPT_ID: &str = "code_suggestions/completions";
 const SCOPE: &str = "complete_code";
 const REFUSAL: &str = "Unauthorized to access code completions";
@@ -79,7 +81,7 @@ pub(super) struct CodeFile<'a> {
 impl<'a> CodeFile<'a> {
     pub(super) fn parse(fields: &Fields<'a>) -> Result<Self, ApiError> {
         Ok(Self {
-            name: fields.required_text("file_name", MAX_NAME).map(trimmed)?,
+            name: fields.required_trimmed("file_name", MAX_NAME)?,
             language: fields.text("language_identifier", MAX_NAME)?,
             above: fields.required_text("content_above_cursor", MAX_SIDE)?,
             below: fields.required_text("content_below_cursor", MAX_SIDE)?,
@@ -107,6 +109,9 @@ fn parse<'a>(fields: &Fields<'a>) -> Result<Completion<'a>, ApiError> {
         return Err(fields.invalid("prompt_version", "has to be 1, 2 or 3"));
     }
     fields.integer("choices_count")?;
+    for text in ["model_provider", "model_endpoint", "model_api_key", "prompt_id"] {
+        fields.text(text, MAX_IGNORED)?;
+    }
     let path = fields.text("project_path", MAX_NAME)?;
     let project_id = fields.integer("project_id")?;
     let identifier = fields.text("model_identifier", MAX_IDENTIFIER)?;
@@ -354,13 +359,6 @@ pub(super) fn enabled_feature_flags(headers: &HeaderMap) -> Vec<String> {
         }
     }
     flags
-}
-
-fn trimmed(text: Cow<'_, str>) -> Cow<'_, str> {
-    match text {
-        Cow::Borrowed(text) => Cow::Borrowed(text.trim()),
-        Cow::Owned(text) => Cow::Owned(text.trim().to_owned()),
-    }
 }
 
 #[cfg(test)]

@@ -9,11 +9,11 @@ use std::time::Instant;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::header::{self, HeaderName};
 use http::uri::PathAndQuery;
-use http::{HeaderValue, StatusCode, Uri};
+use http::{HeaderValue, Method, StatusCode, Uri};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
 use uuid::Uuid;
@@ -24,8 +24,15 @@ use super::inbound::{MAX_BODY, REFUSED_WITHIN};
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROCESS_TIME: HeaderName = HeaderName::from_static("x-process-time");
 
+/// Seconds for which a browser may remember a preflight's answer.
+const PREFLIGHT_SECONDS: HeaderValue = HeaderValue::from_static("600");
+
+/// Marks the answer to a browser's preflight.
+#[derive(Debug, Clone, Copy)]
+struct Preflight;
+
 /// Echoes the request's id, made up when missing, and tells the seconds until
-/// the headers; a plain 500 does not have those.
+/// the headers; a plain 500 and a preflight do not have those.
 pub(super) async fn mark(mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = request.headers().get(&REQUEST_ID).cloned().unwrap_or_else(|| {
@@ -33,12 +40,58 @@ pub(super) async fn mark(mut request: Request, next: Next) -> Response {
     });
     request.headers_mut().insert(REQUEST_ID, id.clone());
     let mut response = next.run(request).await;
-    if response.status() != StatusCode::INTERNAL_SERVER_ERROR {
+    if response.status() != StatusCode::INTERNAL_SERVER_ERROR
+        && response.extensions().get::<Preflight>().is_none()
+    {
         let seconds = format!("{:.6}", started.elapsed().as_secs_f64());
         let seconds = HeaderValue::from_str(&seconds).expect("a number is a header value");
         response.headers_mut().insert(PROCESS_TIME, seconds);
     }
     response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
+/// Lets web pages of any origin send `POST` with any header: GitLab's Web IDE
+/// asks for completions from the browser. Tokens travel in a header that a page
+/// has to know, never in a cookie, so no origin gains anything by it.
+pub(super) async fn share(request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    let from_page = headers.contains_key(header::ORIGIN);
+    if from_page
+        && request.method() == Method::OPTIONS
+        && let Some(method) = headers.get(header::ACCESS_CONTROL_REQUEST_METHOD)
+    {
+        return preflight(method, headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS));
+    }
+    let mut response = next.run(request).await;
+    if from_page {
+        response
+            .headers_mut()
+            .insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    }
+    response
+}
+
+/// May a page send this? Asked without a token, so it is answered before
+/// anybody looks for one.
+fn preflight(method: &HeaderValue, asked: Option<&HeaderValue>) -> Response {
+    let (status, text) = match method == "POST" {
+        true => (StatusCode::OK, "OK"),
+        false => (StatusCode::BAD_REQUEST, "Disallowed CORS method"),
+    };
+    let mut response = (status, text).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    headers.insert(
+        header::ACCESS_CONTROL_ALLOW_METHODS,
+        HeaderValue::from_static("POST"),
+    );
+    headers.insert(header::ACCESS_CONTROL_MAX_AGE, PREFLIGHT_SECONDS);
+    if let Some(asked) = asked {
+        // Said name by name: browsers do not count `Authorization` under `*`.
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, asked.clone());
+    }
+    response.extensions_mut().insert(Preflight);
     response
 }
 
@@ -84,7 +137,6 @@ pub(super) async fn absorb(request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     let left = left.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some((body, read)) = left
-        && response.status() != StatusCode::PAYLOAD_TOO_LARGE
         && !(waits && read == 0)
     {
         let _ = tokio::time::timeout(REFUSED_WITHIN, discard(body, MAX_BODY.saturating_sub(read))).await;

@@ -7,6 +7,7 @@
 //! |---|---|---|---|---|---|
 //! | malformed, wrong or missing field | 422 | 422 | 422 | 422 | 400 |
 //! | wrong content type | 422 | 422 | 422 | 422 | – |
+//! | compressed body | 415 | 415 | 415 | 415 | 415 |
 //! | body too large, too slow | 413, 408 | 413, 408 | 413, 408 | 413, 408 | 413, 408 |
 //! | no or bad token | 401 | 401 | 401 | 401 | 401 |
 //! | scope, role, inactive feature, unsupported pair | 403 | 403 | 403 | 403 | 403 |
@@ -36,7 +37,7 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use duo_contract::failure::FailureKind;
 use http::{HeaderValue, StatusCode, header};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{chat, code};
 use crate::exchange::ExchangeError;
@@ -46,6 +47,11 @@ use crate::prompt::PromptError;
 const TOO_MANY: &str = "Too many requests. Please try again later.";
 /// Text of a 503 on GitLab endpoints when the model server is to blame.
 const FAILED: &str = "Inference failed";
+/// The word for a template that broke.
+const PROMPT_TEMPLATE: &str = "prompt_template";
+/// What to say when the model server counts more tokens than we guessed.
+/// GitLab's chat looks for the first words and explains them to the user.
+const TOO_LONG: &str = "prompt is too long for the model's context window; send less text";
 /// A chat client repeats its turn when told that it may; longer waits are not worth that.
 const RETRYABLE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -56,7 +62,7 @@ pub(crate) enum ApiError {
     #[error("the body is not valid JSON")]
     Malformed,
     /// A field is missing, of the wrong type or over its limit. Never quotes the field's value.
-    #[error("{path}: {problem}")]
+    #[error("{}", sentence_about(path, problem))]
     Invalid {
         /// Where, with dots: `current_file.file_name`.
         path: String,
@@ -69,6 +75,9 @@ pub(crate) enum ApiError {
     /// GitLab endpoints insist on JSON by name.
     #[error("the content type has to be application/json")]
     NotJson,
+    /// Compressed bodies are not read.
+    #[error("the body has to come as it is, without Content-Encoding")]
+    Encoded,
     /// Over the limit.
     #[error("the body may have at most {0} bytes")]
     TooLarge(usize),
@@ -93,7 +102,9 @@ pub(crate) enum ApiError {
     #[error("Method Not Allowed")]
     MethodNotAllowed,
     /// The prompt is longer than the model's window.
-    #[error("{path}: the prompt is longer than the model's context window of {window} tokens")]
+    #[error(
+        "{path}: the prompt is too long for the model's context window of {window} tokens; send less text"
+    )]
     ContextLength {
         /// The field that holds the prompt.
         path: &'static str,
@@ -153,6 +164,35 @@ impl ApiError {
         }
     }
 
+    /// A template broke although its inputs are all there.
+    fn template() -> Self {
+        Self::Exchange(ExchangeError::new(
+            FailureKind::Internal,
+            PROMPT_TEMPLATE,
+            "internal error",
+        ))
+    }
+
+    /// The same error where the inputs of a template came from the client as
+    /// they are: then it is the client that gave one of another type.
+    pub(crate) fn blame_inputs(self) -> Self {
+        match self {
+            Self::Exchange(error) if error.reason == PROMPT_TEMPLATE => Self::invalid(
+                "inputs",
+                "the prompt cannot be made of these; one has another type than the prompt needs",
+            ),
+            other => other,
+        }
+    }
+
+    /// The same error with the name that an endpoint has for its prompt.
+    pub(crate) fn prompt_at(self, path: &'static str) -> Self {
+        match self {
+            Self::ContextLength { window, .. } => Self::ContextLength { path, window },
+            other => other,
+        }
+    }
+
     /// The response in the shape the endpoint's clients read.
     pub(crate) fn respond(&self, shape: Shape) -> Response {
         let mut response = match shape {
@@ -186,6 +226,7 @@ impl ApiError {
             Self::Invalid { .. } => "invalid_field".into(),
             Self::Senseless(_) => "invalid_request".into(),
             Self::NotJson => "content_type".into(),
+            Self::Encoded => "content_encoding".into(),
             Self::TooLarge(_) => "body_too_large".into(),
             Self::BodyLate => "body_late".into(),
             Self::Stranger { reason, .. } => (*reason).into(),
@@ -204,6 +245,7 @@ impl ApiError {
                 StatusCode::UNPROCESSABLE_ENTITY
             }
             Self::Senseless(_) => StatusCode::BAD_REQUEST,
+            Self::Encoded => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyLate => StatusCode::REQUEST_TIMEOUT,
             Self::Stranger { .. } => StatusCode::UNAUTHORIZED,
@@ -309,7 +351,7 @@ impl ApiError {
                 StatusCode::BAD_REQUEST,
                 INVALID,
                 "invalid_value".into(),
-                Some(path.as_str()),
+                Some(path.as_str()).filter(|path| !path.is_empty()),
             ),
             Self::ContextLength { path, .. } => {
                 (StatusCode::BAD_REQUEST, INVALID, self.reason(), Some(*path))
@@ -317,6 +359,7 @@ impl ApiError {
             Self::Stranger { .. } => (status, INVALID, "invalid_api_key".into(), None),
             Self::Forbidden(_) => (status, INVALID, "permission_denied".into(), None),
             Self::Senseless(_)
+            | Self::Encoded
             | Self::TooLarge(_)
             | Self::BodyLate
             | Self::NotFound(_)
@@ -327,6 +370,7 @@ impl ApiError {
                 "model_not_found".into(),
                 Some("model"),
             ),
+            Self::Exchange(error) if is_unknown(error) => (status, INVALID, self.reason(), None),
             Self::Exchange(error) => {
                 let (status, kind) = match error.kind {
                     FailureKind::InvalidRequest => (upstream_client_error(error), INVALID),
@@ -360,11 +404,7 @@ impl From<PromptError> for ApiError {
             PromptError::Template { id, .. } => {
                 // The engine's words may quote an input, so they stay out of the log too.
                 tracing::error!(prompt = id, "prompt template could not be rendered");
-                Self::Exchange(ExchangeError::new(
-                    FailureKind::Internal,
-                    "prompt_template",
-                    "internal error",
-                ))
+                Self::template()
             }
         }
     }
@@ -379,6 +419,7 @@ pub(crate) fn is_retryable(error: &ExchangeError) -> bool {
 pub(crate) fn public_message(error: &ExchangeError) -> &str {
     match error.kind {
         FailureKind::Internal => "internal error",
+        FailureKind::InvalidRequest if is_too_long(error) => TOO_LONG,
         FailureKind::InvalidRequest
         | FailureKind::FeatureInactive
         | FailureKind::Unsupported
@@ -389,6 +430,18 @@ pub(crate) fn public_message(error: &ExchangeError) -> &str {
         | FailureKind::ModelServerFault
         | FailureKind::Cancelled => &error.message,
     }
+}
+
+/// Did the model server refuse a prompt that its window does not hold? Each
+/// server has its own words: vLLM and OpenAI "maximum context length",
+/// llama.cpp "exceeds the available context size", SGLang "context length".
+fn is_too_long(error: &ExchangeError) -> bool {
+    let words = ["context length", "context size", "context_length", "context_size"];
+    error.kind == FailureKind::InvalidRequest
+        && error
+            .upstream_error
+            .as_deref()
+            .is_some_and(|text| words.iter().any(|words| text.contains(words)))
 }
 
 /// OpenAI's error object, also the event that ends a failed stream.
@@ -408,11 +461,17 @@ fn upstream_object(error: &ApiError) -> Option<Value> {
     if error.kind != FailureKind::InvalidRequest {
         return None;
     }
-    match serde_json::from_str(error.upstream_error.as_deref()?).ok()? {
-        Value::Object(object) if object.contains_key("error") => Some(Value::Object(object)),
-        Value::Object(object) => Some(json!({ "error": object })),
-        _ => None,
+    let object: Map<String, Value> = serde_json::from_str(error.upstream_error.as_deref()?).ok()?;
+    let mut object = match object.contains_key("error") {
+        true => Value::Object(object),
+        false => json!({ "error": object }),
+    };
+    if is_too_long(error)
+        && let Some(Value::Object(error)) = object.get_mut("error")
+    {
+        error.insert("code".to_owned(), "context_length_exceeded".into());
     }
+    Some(object)
 }
 
 fn upstream_client_error(error: &ExchangeError) -> StatusCode {
@@ -475,11 +534,19 @@ fn gitlab(error: &ApiError, status: StatusCode, shape: Option<Shape>) -> Respons
     detail(status, &text)
 }
 
+/// The body itself has no name.
+fn sentence_about(path: &str, problem: &str) -> String {
+    match path {
+        "" => problem.to_owned(),
+        path => format!("{path}: {problem}"),
+    }
+}
+
 fn invalid(path: &str, problem: &str) -> Response {
     let location: Vec<&str> = std::iter::once("body")
         .chain(path.split('.').filter(|part| !part.is_empty()))
         .collect();
-    let entry = json!({"loc": location, "msg": format!("{path}: {problem}"), "type": "value_error"});
+    let entry = json!({"loc": location, "msg": sentence_about(path, problem), "type": "value_error"});
     (
         StatusCode::UNPROCESSABLE_ENTITY,
         Json(json!({ "detail": [entry] })),

@@ -44,13 +44,21 @@ struct Asked {
 
 async fn events(State(store): State<Store>, asked: Result<Query<Asked>, QueryRejection>) -> Response {
     let answer = async {
-        let Query(asked) = asked.map_err(|error| ApiError::invalid("query", error.body_text()))?;
+        let Query(asked) = asked.map_err(|error| ApiError::invalid("", problem(&error)))?;
         page(&store, asked).await
     };
     match answer.await {
         Ok(page) => axum::Json(page).into_response(),
         Err(error) => error.respond(Shape::Plain),
     }
+}
+
+/// The parser's words without its own introduction: `limit: invalid digit found in string`.
+fn problem(error: &QueryRejection) -> String {
+    let text = error.body_text();
+    text.strip_prefix("Failed to deserialize query string: ")
+        .unwrap_or(&text)
+        .to_owned()
 }
 
 async fn page(store: &Store, asked: Asked) -> Result<Page, ApiError> {
@@ -61,7 +69,7 @@ async fn page(store: &Store, asked: Asked) -> Result<Page, ApiError> {
             format!("a page has 1 to {MAX_PAGE} events"),
         ));
     }
-    let cursor = match &asked.cursor {
+    let cursor = match asked.cursor.as_deref().filter(|text| !text.is_empty()) {
         Some(text) => Some(Cursor::parse(text).ok_or_else(|| {
             ApiError::invalid(
                 "cursor",
@@ -81,22 +89,30 @@ impl Asked {
         Ok(Filter {
             since: moment("since", self.since.as_deref())?,
             until: moment("until", self.until.as_deref())?,
-            outcome: word("outcome", self.outcome.as_deref(), |text| {
-                text.parse::<Outcome>().ok()
-            })?,
-            request_id: word("request_id", self.request_id.as_deref(), |text| {
-                Uuid::try_parse(text).ok()
-            })?,
-            kind: word("kind", self.kind.as_deref(), |text| {
-                [AuditKind::Admitted, AuditKind::Ended]
-                    .into_iter()
-                    .find(|kind| kind.as_str() == text)
-            })?,
-            feature: self.feature,
-            model: self.model,
-            user: self.user,
+            outcome: word(
+                "outcome",
+                self.outcome.as_deref(),
+                &Outcome::ALL.map(|outcome| (outcome.as_str(), outcome)),
+            )?,
+            request_id: id("request_id", self.request_id.as_deref())?,
+            kind: word(
+                "kind",
+                self.kind.as_deref(),
+                &[AuditKind::Admitted, AuditKind::Ended].map(|kind| (kind.as_str(), kind)),
+            )?,
+            feature: without_nul("feature", self.feature)?,
+            model: without_nul("model", self.model)?,
+            user: without_nul("user", self.user)?,
         })
     }
+}
+
+/// PostgreSQL has no text with a NUL in it, so no record does.
+fn without_nul(name: &str, text: Option<String>) -> Result<Option<String>, ApiError> {
+    if text.as_ref().is_some_and(|text| text.contains('\0')) {
+        return Err(ApiError::invalid(name, "may hold no NUL character"));
+    }
+    Ok(text)
 }
 
 fn moment(name: &str, text: Option<&str>) -> Result<Option<OffsetDateTime>, ApiError> {
@@ -106,11 +122,23 @@ fn moment(name: &str, text: Option<&str>) -> Result<Option<OffsetDateTime>, ApiE
         .map_err(|_| ApiError::invalid(name, "a time looks like 2026-01-31T12:00:00Z"))
 }
 
-fn word<T>(name: &str, text: Option<&str>, parse: impl Fn(&str) -> Option<T>) -> Result<Option<T>, ApiError> {
+fn id(name: &str, text: Option<&str>) -> Result<Option<Uuid>, ApiError> {
     let Some(text) = text else { return Ok(None) };
-    parse(text)
+    Uuid::try_parse(text)
         .map(Some)
-        .ok_or_else(|| ApiError::invalid(name, "unknown value"))
+        .map_err(|_| ApiError::invalid(name, "has to be a UUID, as records have it"))
+}
+
+fn word<T: Copy>(name: &str, text: Option<&str>, known: &[(&str, T)]) -> Result<Option<T>, ApiError> {
+    let Some(text) = text else { return Ok(None) };
+    if let Some((_, value)) = known.iter().find(|(word, _)| *word == text) {
+        return Ok(Some(*value));
+    }
+    let words: Vec<&str> = known.iter().map(|(word, _)| *word).collect();
+    Err(ApiError::invalid(
+        name,
+        format!("has to be one of {}", words.join(", ")),
+    ))
 }
 
 fn away(error: StoreError) -> ApiError {

@@ -23,6 +23,8 @@ impl<'a> Fields<'a> {
     /// # Errors
     /// Not JSON, or no object.
     pub(crate) fn parse(body: &'a [u8]) -> Result<Self, ApiError> {
+        // Some clients write a byte order mark in front, which GitLab's own gateway passes over.
+        let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
         match serde_json::from_slice::<Entries<'a>>(body) {
             Ok(Entries(entries)) => Ok(Self {
                 path: String::new(),
@@ -69,10 +71,28 @@ impl<'a> Fields<'a> {
             return Ok(None);
         };
         let text = read_text(raw).ok_or_else(|| self.invalid(name, "has to be a string"))?;
+        self.at_most(name, &text, most)?;
+        Ok(Some(text))
+    }
+
+    fn at_most(&self, name: &str, text: &str, most: usize) -> Result<(), ApiError> {
         if text.len() > most && text.chars().count() > most {
             return Err(self.invalid(name, format!("may have at most {most} characters")));
         }
-        Ok(Some(text))
+        Ok(())
+    }
+
+    /// A text without the blanks around it, then of at most `most` characters.
+    ///
+    /// # Errors
+    /// Absent, another type, or too long.
+    pub(crate) fn required_trimmed(&self, name: &str, most: usize) -> Result<Cow<'a, str>, ApiError> {
+        let text = match self.required_text(name, usize::MAX)? {
+            Cow::Borrowed(text) => Cow::Borrowed(text.trim()),
+            Cow::Owned(text) => Cow::Owned(text.trim().to_owned()),
+        };
+        self.at_most(name, &text, most)?;
+        Ok(text)
     }
 
     /// A text of at most `most` characters.
@@ -272,6 +292,23 @@ mod tests {
                 .to_string(),
             "list.0.y: is required"
         );
+    }
+
+    #[test]
+    fn blanks_around_a_name_do_not_count() {
+        let body = format!(r#"{{"a": "  {}  ", "b": "{}"}}"#, "n".repeat(5), "n".repeat(6));
+        let fields = fields(&body);
+        assert_eq!(fields.required_trimmed("a", 5).expect("fits"), "nnnnn");
+        assert!(fields.required_trimmed("b", 5).is_err());
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_passed_over_and_other_roots_are_no_object() {
+        assert!(Fields::parse(b"\xef\xbb\xbf{}").is_ok());
+        for body in ["[]", "null", "7", "\"x\""] {
+            let error = Fields::parse(body.as_bytes()).expect_err("no object");
+            assert_eq!(error.to_string(), "the body has to be an object");
+        }
     }
 
     #[test]

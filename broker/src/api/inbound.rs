@@ -101,6 +101,10 @@ impl Inbound {
 
     /// The body, whatever it is called.
     pub(super) async fn bytes(&mut self) -> Result<Bytes, ApiError> {
+        let encoding = self.headers.get(header::CONTENT_ENCODING);
+        if encoding.is_some_and(|name| !name.is_empty() && name != "identity") {
+            return Err(ApiError::Encoded);
+        }
         let body = self.body.get_mut().unwrap_or_else(PoisonError::into_inner);
         if body.size_hint().lower() > MAX_BODY as u64 {
             return Err(ApiError::TooLarge(MAX_BODY));

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use duo_contract::name::ModelName;
+use http::Uri;
 use serde_json::{Value, json};
 
 use super::error::{ApiError, Shape};
@@ -23,8 +25,15 @@ pub(super) async fn list(State(api): State<Arc<ApiState>>, Extension(caller): Ex
 pub(super) async fn one(
     State(api): State<Arc<ApiState>>,
     Extension(caller): Extension<Caller>,
-    Path(id): Path<String>,
+    uri: Uri,
+    id: Result<Path<String>, PathRejection>,
 ) -> Response {
+    let id = id.map_or_else(|_| String::new(), |Path(id)| id);
+    if id.ends_with('/')
+        && let Some(redirect) = super::without_slash(&uri)
+    {
+        return redirect;
+    }
     match api
         .exchange
         .models(&caller)
@@ -32,7 +41,7 @@ pub(super) async fn one(
         .find(|name| name.as_str() == id)
     {
         Some(name) => Json(object(name)).into_response(),
-        None => ApiError::Exchange(unknown(&id)).respond(Shape::OpenAi),
+        None => ApiError::Exchange(unknown()).respond(Shape::OpenAi),
     }
 }
 
@@ -41,11 +50,11 @@ pub(super) async fn definitions() -> Response {
     Json(json!({"models": [], "unit_primitives": []})).into_response()
 }
 
-fn unknown(id: &str) -> ExchangeError {
+fn unknown() -> ExchangeError {
     ExchangeError::new(
         duo_contract::failure::FailureKind::InvalidRequest,
         "unknown_model",
-        format!("the model {id:?} does not exist or you may not use it"),
+        "that model does not exist or you may not use it; GET /v1/models lists the models you may name",
     )
 }
 

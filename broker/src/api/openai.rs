@@ -25,7 +25,6 @@ use events::Events;
 
 /// Applies another feature's rules.
 const FEATURE: HeaderName = HeaderName::from_static("x-duo-feature");
-const REFUSAL: &str = "this token may not use this endpoint";
 
 static OPENAI_CHAT: LazyLock<FeatureName> =
     LazyLock::new(|| FeatureName::parse("openai_chat").expect("a feature id"));
@@ -76,9 +75,7 @@ fn feature(inbound: &Inbound, own: &FeatureName) -> Result<FeatureName, ApiError
     let caller = &inbound.caller;
     let Some(header) = inbound.headers.get(FEATURE) else {
         let allowed = caller.may_use(own);
-        return allowed
-            .then(|| own.clone())
-            .ok_or(ApiError::Forbidden(REFUSAL.into()));
+        return allowed.then(|| own.clone()).ok_or_else(|| not_allowed(own));
     };
     let named = header
         .to_str()
@@ -91,11 +88,22 @@ fn feature(inbound: &Inbound, own: &FeatureName) -> Result<FeatureName, ApiError
             let scopes = inbound.api.prompts.scopes(&named);
             caller.may_use(own) && (named == *own || scopes.iter().any(|scope| caller.has_scope(scope)))
         }
-        Grant::ApiToken { .. } => caller.may_use(&named),
+        // The gate looks, once it is known whether the feature exists.
+        Grant::ApiToken { .. } => true,
     };
-    allowed
-        .then_some(named)
-        .ok_or(ApiError::Forbidden(REFUSAL.into()))
+    if allowed {
+        Ok(named)
+    } else {
+        Err(not_allowed(&named))
+    }
+}
+
+fn not_allowed(feature: &FeatureName) -> ApiError {
+    let text = format!(
+        "this token may not use the feature {feature}; an administrator can make a client token that may, \
+         with duo-broker token create"
+    );
+    ApiError::Forbidden(text.into())
 }
 
 fn unknown_feature() -> ApiError {

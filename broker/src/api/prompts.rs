@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::extract::Path;
+use axum::extract::rejection::PathRejection;
 use axum::response::{IntoResponse, Response};
 use minijinja::Value;
 use minijinja::value::Serde;
@@ -23,7 +24,10 @@ const MAX_VERSION: usize = 255;
 const CURRENT_DATE: &str = "current_date";
 
 /// `POST /v1/prompts/{id}`; the id may hold slashes.
-pub(super) async fn invoke(Path(id): Path<String>, mut inbound: Inbound) -> Response {
+pub(super) async fn invoke(id: Result<Path<String>, PathRejection>, mut inbound: Inbound) -> Response {
+    let Ok(Path(id)) = id else {
+        return ApiError::NotFound("Not Found".into()).respond(Shape::GitLab);
+    };
     if id.ends_with('/')
         && let Some(redirect) = super::without_slash(&inbound.uri)
     {
@@ -77,7 +81,8 @@ fn render(
         inputs,
         messages: Vec::new(),
         stream,
-    })?;
+    });
+    let rendered = rendered.map_err(|error| ApiError::from(error).blame_inputs())?;
     let work = Work {
         endpoint: rendered.endpoint,
         body: rendered.body,

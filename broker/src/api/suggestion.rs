@@ -83,6 +83,7 @@ async fn try_suggest(inbound: &mut Inbound, format: Format, shape: &mut Shape) -
         .ok_or_else(|| fields.required("prompt_components"))?;
     let payload = first.required_object("payload")?;
     let stream = payload.flag("stream")?;
+    payload.integer("choices_count")?;
     let choice = code::metadata_hint(&fields);
     match &*first.required_text("type", code::MAX_NAME)? {
         "code_editor_completion" => {
@@ -206,6 +207,19 @@ fn context_of<'a>(inbound: &Inbound, components: &[Fields<'a>]) -> Result<Vec<Co
     Ok(items)
 }
 
+/// A task in the client's own words, which counts where no prompt of ours is
+/// named. A list of messages is a prompt for one kind of model and is passed over.
+fn own_prompt<'a>(payload: &Fields<'a>) -> Result<Option<Cow<'a, str>>, ApiError> {
+    if payload
+        .raw("prompt")
+        .is_some_and(|prompt| prompt.get().starts_with('['))
+    {
+        return Ok(None);
+    }
+    let prompt = payload.text("prompt", MAX_PROMPT)?;
+    Ok(prompt.filter(|_| payload.raw("prompt_id").is_none()))
+}
+
 /// Code that is to be written.
 struct Generation<'a> {
     file: CodeFile<'a>,
@@ -236,6 +250,8 @@ impl<'a> Generation<'a> {
         if let Some(enhancer) = payload.object("prompt_enhancer")? {
             generation.enhance(&enhancer)?;
         }
+        let prompt = own_prompt(payload)?;
+        generation.instruction = generation.instruction.or(prompt);
         Ok(generation)
     }
 

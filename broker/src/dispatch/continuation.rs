@@ -11,6 +11,8 @@ use serde_json::Value;
 #[derive(Debug)]
 pub(crate) struct Received {
     chunks: u64,
+    /// Of these, the ones with text: at most the tokens of it.
+    with_text: u64,
     text: String,
     prompt_token_ids: Option<Vec<u32>>,
     token_ids: Option<Vec<u32>>,
@@ -25,6 +27,7 @@ impl Default for Received {
     fn default() -> Self {
         Self {
             chunks: 0,
+            with_text: 0,
             text: String::new(),
             prompt_token_ids: None,
             token_ids: Some(Vec::new()),
@@ -99,6 +102,7 @@ impl Received {
                 .token_ids
                 .clone()
                 .filter(|ids| !ids.is_empty() && self.prompt_token_ids.is_some()),
+            tokens: self.with_text,
         })
     }
 
@@ -107,7 +111,7 @@ impl Received {
         self.later_attempt = !self.is_empty();
         if self.later_attempt {
             let ids = self.token_ids.as_ref().map(Vec::len).filter(|n| *n > 0);
-            self.earlier_tokens = ids.and_then(|n| u64::try_from(n).ok()).unwrap_or(self.chunks);
+            self.earlier_tokens = ids.and_then(|n| u64::try_from(n).ok()).unwrap_or(self.with_text);
         }
     }
 
@@ -156,7 +160,9 @@ impl Received {
             let text = choice
                 .text
                 .or_else(|| choice.delta.as_ref().and_then(|d| d.content.clone()));
-            self.text.push_str(text.as_deref().unwrap_or_default());
+            let text = text.as_deref().unwrap_or_default();
+            self.with_text += u64::from(!text.is_empty());
+            self.text.push_str(text);
             let delta = choice.delta.as_ref();
             let special = delta.is_some_and(|d| is_set(d.tool_calls) || is_set(d.reasoning_content));
             if choice.index > 0 || special || is_set(choice.logprobs) {

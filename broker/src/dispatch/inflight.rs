@@ -234,6 +234,8 @@ impl InFlight {
         state.attempt.alive = false;
         if let Some(error) = self.no_further_attempt(&state, now) {
             let todo = self.end_badly(&mut state, error, now);
+            drop(state);
+            self.wake.notify_one();
             return (ClaimReply::Gone, todo);
         }
         state.attempt = Attempt {
@@ -266,7 +268,7 @@ impl InFlight {
     /// Why this request may not be tried again, if so.
     fn no_further_attempt(&self, state: &State, now: Instant) -> Option<ExchangeError> {
         if state.received.is_empty() && now >= self.first_byte_by {
-            return Some(Stop::Expired.error());
+            return Some(state.why(Stop::Expired));
         }
         if state.attempt.number - state.attempt.given_up >= self.rules.max_attempts {
             let error = match &state.last_failure {
@@ -360,6 +362,15 @@ pub(super) fn message_id(request: Uuid, publication: u32) -> String {
 }
 
 impl State {
+    /// What the client is told. One whose time ran out while it waited for
+    /// another attempt hears how the last one failed: that is the reason.
+    pub(super) fn why(&self, stop: Stop) -> ExchangeError {
+        match (&self.last_failure, stop) {
+            (Some(failed), Stop::Expired) if !self.attempt.alive => failed.failure.clone().into(),
+            _ => stop.error(),
+        }
+    }
+
     fn alive_worker(&self) -> Option<String> {
         self.attempt.alive.then(|| self.attempt.worker.clone()).flatten()
     }

@@ -9,9 +9,11 @@ use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User, geteuid};
+use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection as _, PgConnection, PgPool};
 use tokio::sync::OnceCell;
 
@@ -170,7 +172,8 @@ impl Postgres {
             .await
             .expect("a database");
         let url = self.url(&name);
-        let pool = PgPool::connect_lazy(&url).expect("a good URL");
+        let pool = PgPoolOptions::new().acquire_timeout(Duration::from_secs(2));
+        let pool = pool.connect_lazy(&url).expect("a good URL");
         Database { url, pool }
     }
 

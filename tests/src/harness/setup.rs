@@ -178,26 +178,7 @@ impl Builder {
             .unwrap_or_else(|| format!("{}/v1", sim.url()));
         let worker_file = folder.path().join("worker.yaml");
         self.write_worker_file(&worker_file, &model_url);
-        let mut workers = Vec::new();
-        for number in 1..=self.workers {
-            let name = format!("w{number}");
-            let operations = local();
-            let mut env = shared.clone();
-            env.extend([
-                ("DUO_WORKER_NAME".to_owned(), name.clone()),
-                ("DUO_WORKER_FILE".to_owned(), worker_file.display().to_string()),
-                ("DUO_ADMIN_LISTEN".to_owned(), operations.clone()),
-            ]);
-            env.extend(self.worker_env.clone());
-            let program = Program::start(
-                &format!("worker-{name}"),
-                &worker_path,
-                &["run"],
-                env,
-                folder.path(),
-            );
-            workers.push((program, operations));
-        }
+        let workers = self.start_workers(&worker_path, &worker_file, &shared, folder.path());
         let mut cluster = Cluster {
             sim,
             gitlab,
@@ -217,6 +198,29 @@ impl Builder {
         };
         cluster.ready(PATIENCE).await;
         cluster
+    }
+
+    fn start_workers(
+        &self,
+        program: &Path,
+        file: &Path,
+        shared: &[(String, String)],
+        folder: &Path,
+    ) -> Vec<(Program, String)> {
+        let start = |number: usize| {
+            let name = format!("w{number}");
+            let operations = local();
+            let mut env = shared.to_vec();
+            env.extend([
+                ("DUO_WORKER_NAME".to_owned(), name.clone()),
+                ("DUO_WORKER_FILE".to_owned(), file.display().to_string()),
+                ("DUO_ADMIN_LISTEN".to_owned(), operations.clone()),
+            ]);
+            env.extend(self.worker_env.clone());
+            let worker = Program::start(&format!("worker-{name}"), program, &["run"], env, folder);
+            (worker, operations)
+        };
+        (1..=self.workers).map(start).collect()
     }
 
     fn write_worker_file(&self, path: &Path, url: &str) {

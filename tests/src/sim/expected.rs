@@ -25,7 +25,7 @@ pub fn completion_text(prompt: &str, words: usize) -> String {
 }
 
 fn text_after(prompt: &str, words: usize) -> String {
-    let (sequence, start, _) = locate(prompt, "");
+    let (sequence, start, _) = locate(prompt, "", false);
     let whole = sequence.text(start.word + words);
     let behind = sequence.text(start.word).len() + start.cut;
     whole[behind..].to_owned()

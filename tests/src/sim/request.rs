@@ -74,13 +74,14 @@ impl Ask {
         let (prompts, tool) = wire.prompts(shape)?;
         let model = served(wire.model.as_deref(), settings)?;
         let stops = wire.stops()?;
+        let last = settings.react && stops.iter().any(|stop| stop.starts_with("Observation"));
         let mut answers = Vec::with_capacity(1);
         let mut starts = Vec::with_capacity(1);
         let mut prompt_ids = wire.return_token_ids.unwrap_or(false).then(Vec::new);
         let prompt_tokens = prompts.iter().map(Prompt::tokens).sum();
         for prompt in prompts {
             let limits = wire.limits(prompt.tokens(), settings)?;
-            let (sequence, place, start) = locate(&prompt.text, &prompt.generated);
+            let (sequence, place, start) = locate(&prompt.text, &prompt.generated, last);
             starts.push(start);
             for choice in 0..wire.n.unwrap_or(1).max(1) {
                 let sequence = sequence.choice(choice);

@@ -15,6 +15,8 @@ const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sequence {
     seed: u64,
+    /// Does it begin as the last answer of a chat agent?
+    last: bool,
 }
 
 /// A place in a sequence: a word, and how many of its bytes lie behind us.
@@ -40,18 +42,28 @@ impl Sequence {
     pub(crate) fn of(prompt: &str) -> Self {
         Self {
             seed: hash(prompt.as_bytes()),
+            last: false,
         }
+    }
+
+    /// The same, beginning as the last answer of a chat agent if `last` says so.
+    fn beginning(self, last: bool) -> Self {
+        Self { last, ..self }
     }
 
     /// The sequence of the choice with this number; choice 0 is the sequence itself.
     pub(crate) fn choice(self, number: usize) -> Self {
         Self {
             seed: self.seed ^ (number as u64).wrapping_mul(GOLDEN),
+            ..self
         }
     }
 
     /// The word at an index.
     pub(crate) fn word(self, index: usize) -> u32 {
+        if self.last && index == 0 {
+            return vocabulary::FINAL_ANSWER;
+        }
         let drawn = mix(self.seed.wrapping_add((index as u64 + 1).wrapping_mul(GOLDEN)));
         (drawn >> 40) as u32 % vocabulary::WORDS
     }
@@ -90,20 +102,24 @@ impl Sequence {
 }
 
 /// The sequence and place at which the answer to `prompt` starts, `generated` being what was said already.
-pub(crate) fn locate(prompt: &str, generated: &str) -> (Sequence, Place, Start) {
+pub(crate) fn locate(prompt: &str, generated: &str, last: bool) -> (Sequence, Place, Start) {
     let base = prompt
         .rfind(ASSISTANT)
         .map_or(prompt.len(), |marker| marker + ASSISTANT.len());
     let (base, prefill) = prompt.split_at(base);
     if prefill.is_empty() && generated.is_empty() {
-        return (Sequence::of(prompt), Place::default(), Start::Fresh);
+        return (
+            Sequence::of(prompt).beginning(last),
+            Place::default(),
+            Start::Fresh,
+        );
     }
-    let sequence = Sequence::of(base);
+    let sequence = Sequence::of(base).beginning(last);
     if let Some(place) = sequence.place(&format!("{prefill}{generated}")) {
         return (sequence, place, Start::Continued);
     }
     (
-        Sequence::of(&format!("{prompt}{generated}")),
+        Sequence::of(&format!("{prompt}{generated}")).beginning(last),
         Place::default(),
         Start::Diverged,
     )
@@ -140,7 +156,7 @@ mod tests {
         let sequence = Sequence::of(&prompt);
         let whole = sequence.text(200);
         for cut in (1..whole.len()).filter(|cut| whole.is_char_boundary(*cut)) {
-            let (found, place, start) = locate(&format!("{prompt}{}", &whole[..cut]), "");
+            let (found, place, start) = locate(&format!("{prompt}{}", &whole[..cut]), "", false);
             assert_eq!((found, start), (sequence, Start::Continued));
             assert_eq!(sequence.text(place.word).len() + place.cut, cut);
         }
@@ -149,7 +165,7 @@ mod tests {
     #[test]
     fn a_foreign_beginning_makes_a_new_prompt() {
         let prompt = format!("<|user|>\nhello\n{ASSISTANT}");
-        let (found, place, start) = locate(&format!("{prompt}Sure, "), "");
+        let (found, place, start) = locate(&format!("{prompt}Sure, "), "", false);
         assert_eq!((place, start), (Place::default(), Start::Diverged));
         assert_ne!(found, Sequence::of(&prompt));
     }

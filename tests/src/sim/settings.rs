@@ -67,6 +67,9 @@ pub struct Settings {
     /// Seed of the fault draws: equal seeds give equal faults to the first, second, ... request
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
+    /// Begin with "Final Answer:" where the request stops at "Observation:", as a chat agent's model would
+    #[arg(long)]
+    pub react: bool,
     /// Ask for this key on /v1/* and answer 401 without it
     #[arg(long, value_name = "KEY")]
     pub api_key: Option<String>,

@@ -9,6 +9,8 @@ use std::sync::LazyLock;
 
 /// How many words there are; a power of two, so that twelve random bits pick one.
 pub(crate) const WORDS: u32 = 4096;
+/// One word more: how an answer begins that a chat agent's reader takes for the last one.
+pub(crate) const FINAL_ANSWER: u32 = WORDS;
 /// Ids from here on hold bytes: two bits of length above three bytes of payload.
 const BYTES: u32 = WORDS;
 /// Ids from here on are tails: the word's number and, in the low six bits, how many of its bytes are left out.
@@ -22,7 +24,12 @@ struct Word {
     json: String,
 }
 
-static TABLE: LazyLock<Vec<Word>> = LazyLock::new(|| (0..WORDS).map(spell).collect());
+static TABLE: LazyLock<Vec<Word>> = LazyLock::new(|| {
+    (0..WORDS)
+        .map(spell)
+        .chain([word("Final Answer:".to_owned())])
+        .collect()
+});
 
 /// Text of a word.
 pub(crate) fn text(word: u32) -> &'static str {
@@ -62,12 +69,12 @@ pub(crate) enum Token {
 
 /// What an id stands for; nothing if no such token exists.
 pub(crate) fn decode(id: u32) -> Option<Token> {
-    if id < WORDS {
+    if id <= FINAL_ANSWER {
         return Some(Token::Text(text(id)));
     }
     if id >= TAILS {
         let (word, cut) = ((id - TAILS) >> TAIL_BITS, (id - TAILS) & ((1 << TAIL_BITS) - 1));
-        let text = (word < WORDS).then(|| text(word))?;
+        let text = (word <= FINAL_ANSWER).then(|| text(word))?;
         return text.get(cut as usize..).map(Token::Text);
     }
     let packed = (id - BYTES).to_be_bytes();
@@ -105,6 +112,10 @@ fn spell(number: u32) -> Word {
         71 => text.push('\t'),
         _ => {}
     }
+    word(text)
+}
+
+fn word(text: String) -> Word {
     let quoted = serde_json::Value::from(text.as_str()).to_string();
     let json = quoted[1..quoted.len() - 1].to_owned();
     Word { text, json }
@@ -137,6 +148,6 @@ mod tests {
         assert_eq!(encode(prompt).len(), count(prompt));
         assert!(matches!(decode(id(17, 0)), Some(Token::Text(whole)) if whole == text(17)));
         assert!(matches!(decode(id(17, 2)), Some(Token::Text(tail)) if *tail == text(17)[2..]));
-        assert!(decode(BYTES).is_none());
+        assert!(decode(BYTES + 1).is_none());
     }
 }

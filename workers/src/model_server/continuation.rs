@@ -94,12 +94,12 @@ fn turn(body: &mut Map<String, Value>, have: &Have) -> Option<()> {
     Some(())
 }
 
-/// Subtracts the tokens that the client has from the answer's limit.
+/// Subtracts the tokens that the client has from the answer's limit: exactly by their ids, else as the owner counted them.
 fn spend(body: &mut Map<String, Value>, have: &Have) -> Option<()> {
-    let Some(ids) = &have.token_ids else {
-        return Some(());
+    let spent = match &have.token_ids {
+        Some(ids) => u64::try_from(ids.len()).ok()?,
+        None => have.tokens,
     };
-    let spent = u64::try_from(ids.len()).ok()?;
     for name in LIMITS {
         if let Some(limit) = body.get(name).and_then(Value::as_u64) {
             let left = limit.checked_sub(spent).filter(|left| *left > 0)?;

@@ -15,6 +15,7 @@ use secrecy::ExposeSecret as _;
 use tokio::time::{Instant, timeout_at};
 
 use super::facts::Facts;
+use super::fold::{self, Fold};
 use super::{Answer, Call, Fault};
 use crate::config::{CallConfig, ServerConfig, ServerKind};
 
@@ -123,12 +124,20 @@ impl Http {
         } else {
             call.end_by
         };
-        let response = timeout_at(deadline, self.post(call))
+        let streamed = match self.kind {
+            ServerKind::Llama if !call.stream => fold::streamed(call.endpoint, &call.body),
+            _ => None,
+        };
+        let body = streamed.as_ref().unwrap_or(&call.body);
+        let response = timeout_at(deadline, self.post(call, body.clone()))
             .await
             .map_err(|_| Fault::deadline("the model server did not begin to answer in time"))?
             .map_err(|error| error::unanswered(&error))?;
         if response.status() != StatusCode::OK {
             return Err(error::refused(response, self.kind, deadline).await);
+        }
+        if streamed.is_some() && is_stream(&response) {
+            return self.folded(call, response).await;
         }
         if !call.stream {
             let body = timeout_at(call.end_by, whole(response))
@@ -139,6 +148,24 @@ impl Http {
         }
         let stream = AnswerStream::begin(response, self.idle_timeout, deadline, call.end_by).await?;
         Ok(Answer::Stream(Box::new(stream)))
+    }
+
+    /// Folds the stream of a call that wants a whole answer.
+    async fn folded(&self, call: &Call, response: Response) -> Result<Answer, Fault> {
+        let mut stream = AnswerStream::begin(response, self.idle_timeout, call.end_by, call.end_by).await?;
+        let mut fold = Fold::new(call.endpoint);
+        loop {
+            match stream.next().await? {
+                Step::Chunks(chunks) => fold.push(&chunks)?,
+                Step::End(last) => {
+                    fold.push(&last)?;
+                    break;
+                }
+            }
+        }
+        let facts = stream.facts().clone();
+        stream.recycle().await;
+        Ok(Answer::Whole(fold.finish()?, facts))
     }
 
     /// Looks at the server's health; a draining vLLM answers well here and fails its requests.
@@ -188,7 +215,7 @@ impl Http {
         }
     }
 
-    async fn post(&self, call: &Call) -> reqwest::Result<Response> {
+    async fn post(&self, call: &Call, body: Bytes) -> reqwest::Result<Response> {
         let url = match call.endpoint {
             Endpoint::ChatCompletions => &self.chat,
             Endpoint::Completions => &self.completions,
@@ -203,9 +230,15 @@ impl Http {
         if let Some(authorization) = &self.authorization {
             headers.insert(AUTHORIZATION, authorization.clone());
         }
-        *request.body_mut() = Some(call.body.clone().into());
+        *request.body_mut() = Some(body.into());
         self.client.execute(request).await
     }
+}
+
+/// A server in between may answer whole all the same.
+fn is_stream(response: &Response) -> bool {
+    let kind = response.headers().get(CONTENT_TYPE);
+    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"))
 }
 
 async fn whole(mut response: Response) -> Result<Bytes, Fault> {

@@ -167,6 +167,7 @@ pub(crate) struct RunningWorker {
 
 pub(crate) struct WorkerSettings {
     pub(crate) slots: u32,
+    pub(crate) kind: &'static str,
     pub(crate) extra: Vec<(&'static str, &'static str)>,
 }
 
@@ -174,6 +175,7 @@ impl Default for WorkerSettings {
     fn default() -> Self {
         Self {
             slots: 4,
+            kind: "vllm",
             extra: Vec::new(),
         }
     }
@@ -195,7 +197,8 @@ pub(crate) fn read_config(
     let file = write(
         "worker.yaml",
         &format!(
-            "servers:\n  - name: sim\n    url: {model_url}\n    slots: {}\n    models:\n      - {{model: {}, served_as: tiny}}\n",
+            "servers:\n  - name: sim\n    url: {model_url}\n    kind: {}\n    slots: {}\n    models:\n      - {{model: {}, served_as: tiny}}\n",
+            settings.kind,
             settings.slots,
             model().as_str()
         ),

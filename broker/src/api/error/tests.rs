@@ -147,3 +147,44 @@ async fn openai_clients_get_the_model_servers_own_error() {
     assert_eq!(status, 404);
     assert!(body.contains("model_not_found"), "{body}");
 }
+
+#[tokio::test]
+async fn a_window_that_only_the_model_server_could_measure_is_named_too() {
+    for upstream in [
+        r#"{"error":{"message":"This model's maximum context length is 8192 tokens.","type":"BadRequestError","param":"input_tokens","code":400}}"#,
+        r#"{"error":{"message":"the request exceeds the available context size","type":"exceed_context_size_error","code":400}}"#,
+    ] {
+        let mut error = ExchangeError::new(FailureKind::InvalidRequest, "invalid_request", "ours");
+        error.upstream_status = Some(400);
+        error.upstream_error = Some(upstream.to_owned());
+        let error = ApiError::Exchange(error);
+        let object = openai_object(&error);
+        assert_eq!(object["error"]["code"], "context_length_exceeded", "{object}");
+        let (status, body, _) = answer(error, Shape::Chat).await;
+        assert_eq!(status, 200);
+        assert!(body.contains("prompt is too long"), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn a_problem_of_the_whole_body_names_no_field() {
+    let error = || ApiError::invalid("", "the body has to be an object");
+    let (_, body, _) = answer(error(), Shape::GitLab).await;
+    assert_eq!(
+        body,
+        r#"{"detail":[{"loc":["body"],"msg":"the body has to be an object","type":"value_error"}]}"#
+    );
+    let object = openai_object(&error());
+    assert_eq!(object["error"]["param"], Value::Null);
+    assert_eq!(object["error"]["message"], "the body has to be an object");
+}
+
+#[test]
+fn a_broken_template_is_the_clients_fault_where_the_client_filled_it() {
+    let error = ApiError::template().blame_inputs();
+    assert!(
+        matches!(&error, ApiError::Invalid { path, .. } if path == "inputs"),
+        "{error}"
+    );
+    assert_eq!(ApiError::Malformed.blame_inputs().reason(), "malformed_json");
+}

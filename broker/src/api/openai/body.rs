@@ -64,6 +64,13 @@ impl<'a> OpenAiRequest<'a> {
             ("messages", _) => return Err(fields.invalid(input_name, "has to be a list of messages")),
             _ => return Err(fields.invalid(input_name, "has to be a string or a list")),
         }
+        if input_name != "messages"
+            && fields
+                .list(input_name, usize::MAX)
+                .is_ok_and(|list| list.is_empty())
+        {
+            return Err(fields.invalid(input_name, "may not be empty"));
+        }
         if input_name == "messages" && fields.objects("messages", usize::MAX)?.is_empty() {
             return Err(fields.invalid(input_name, "may not be empty"));
         }

@@ -362,23 +362,3 @@ async fn a_known_token_falls_with_its_issuer() {
     let unknown = forbidden(Forbidden::UnknownIssuer);
     assert_eq!(setup.check(&headers).await.unwrap_err(), unknown);
 }
-
-#[tokio::test]
-#[ignore = "a measurement, for a release build on a quiet machine"]
-async fn a_known_token_costs_less_than_three_microseconds() {
-    let instance = Instance::start().await;
-    let setup = Setup::of(&instance);
-    let headers = headers(&signed(0, &instance.claims()));
-    assert!(setup.check(&headers).await.is_ok());
-
-    // The best of many batches: what else the machine does only ever adds.
-    let mut best = Duration::MAX;
-    for _ in 0..50 {
-        let begin = std::time::Instant::now();
-        for _ in 0..5_000 {
-            assert!(setup.check(&headers).await.is_ok());
-        }
-        best = best.min(begin.elapsed() / 5_000);
-    }
-    assert!(best < Duration::from_micros(3), "{best:?}");
-}

@@ -138,7 +138,8 @@ impl InFlight {
     pub(super) fn stop_locked(&self, state: &mut State, stop: Stop, now: Instant) -> Todo {
         let (outcome, reason) = stop.outcome();
         let end = self.audit_end(state, outcome, Some(reason), now, None);
-        self.finish(state, Ending::Bad(stop.error()), end, Some(stop.order()))
+        let error = state.why(stop);
+        self.finish(state, Ending::Bad(error), end, Some(stop.order()))
     }
 
     pub(super) fn end_badly(&self, state: &mut State, error: ExchangeError, now: Instant) -> Todo {

@@ -343,6 +343,17 @@ fn deadlines_depend_on_whether_anything_was_sent() {
 }
 
 #[test]
+fn who_waits_in_vain_for_another_attempt_hears_how_the_last_one_failed() {
+    let bench = Bench::new(true);
+    bench.claim(1, "w", Duration::ZERO);
+    bench.frame(1, 0, failed(FailureKind::ModelServerFault));
+    let late = bench.start + Duration::from_secs(51);
+    let _ = bench.inflight.stop(Stop::Expired, late);
+    assert!(matches!(bench.next(), Some(Some(Err(error))) if error.kind == FailureKind::ModelServerFault));
+    assert_eq!(bench.ended(Outcome::Expired), 1);
+}
+
+#[test]
 fn a_lost_message_is_published_again_once_and_its_old_copy_is_gone() {
     let bench = Bench::new(true);
     bench.claim(1, "w", Duration::ZERO);

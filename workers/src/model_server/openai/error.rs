@@ -49,7 +49,7 @@ pub(super) async fn refused(response: Response, kind: ServerKind, deadline: Inst
         .await
         .unwrap_or_default();
     let object = error_object(&body);
-    let mut fault = judge(status, kind, object.is_some());
+    let mut fault = judge(status, kind, object.as_deref());
     fault.failure.upstream_status = Some(status.as_u16());
     fault.failure.retry_after_ms = retry_after_ms;
     if fault.failure.kind == FailureKind::InvalidRequest {
@@ -58,12 +58,24 @@ pub(super) async fn refused(response: Response, kind: ServerKind, deadline: Inst
     fault
 }
 
-fn judge(status: StatusCode, kind: ServerKind, explained: bool) -> Fault {
+/// How llama-server's JSON library begins its words about a body that it cannot read; they come
+/// with status 500 though the mistake is the client's.
+const LLAMA_JSON_ERROR: &str = "[json.exception.";
+
+fn judge(status: StatusCode, kind: ServerKind, explained: Option<&str>) -> Fault {
     use FailureKind::{InvalidRequest, ModelServerFault, ModelUnavailable, Overloaded};
+    let unreadable =
+        kind == ServerKind::Llama && explained.is_some_and(|words| words.contains(LLAMA_JSON_ERROR));
     let (failure, message, most_calls, blame) = match status.as_u16() {
         400 | 413 | 422 => (
             InvalidRequest,
             "the model server refused the request",
+            1,
+            Blame::Nobody,
+        ),
+        500 if unreadable => (
+            InvalidRequest,
+            "the model server cannot read the request",
             1,
             Blame::Nobody,
         ),
@@ -91,8 +103,8 @@ fn judge(status: StatusCode, kind: ServerKind, explained: bool) -> Fault {
             MOST_CALLS,
             Blame::Nobody,
         ),
-        // llama-server answers some of its clients' mistakes with an explained 500.
-        500 if kind == ServerKind::Llama && explained => (
+        // llama-server answers more of its clients' mistakes with an explained 500.
+        500 if kind == ServerKind::Llama && explained.is_some() => (
             ModelServerFault,
             "the model server failed",
             MOST_CALLS - 1,
@@ -166,7 +178,7 @@ mod tests {
 
     fn kind(status: u16) -> FailureKind {
         let status = StatusCode::from_u16(status).expect("a status");
-        judge(status, ServerKind::Vllm, true).failure.kind
+        judge(status, ServerKind::Vllm, Some("{}")).failure.kind
     }
 
     #[test]
@@ -186,10 +198,16 @@ mod tests {
         let blame = |status, kind, explained| {
             judge(StatusCode::from_u16(status).expect("a status"), kind, explained).blame
         };
-        assert_eq!(blame(400, ServerKind::Vllm, true), Blame::Nobody);
-        assert_eq!(blame(500, ServerKind::Llama, true), Blame::Nobody);
-        assert_eq!(blame(500, ServerKind::Llama, false), Blame::Server);
-        assert_eq!(blame(500, ServerKind::Vllm, true), Blame::Server);
+        assert_eq!(blame(400, ServerKind::Vllm, Some("{}")), Blame::Nobody);
+        assert_eq!(blame(500, ServerKind::Llama, Some("{}")), Blame::Nobody);
+        assert_eq!(blame(500, ServerKind::Llama, None), Blame::Server);
+        assert_eq!(blame(500, ServerKind::Vllm, Some("{}")), Blame::Server);
+        let words = Some(r#"{"message":"[json.exception.type_error.302] type must be string"}"#);
+        let typed = judge(StatusCode::INTERNAL_SERVER_ERROR, ServerKind::Llama, words);
+        assert_eq!(
+            (typed.failure.kind, typed.most_calls),
+            (FailureKind::InvalidRequest, 1)
+        );
     }
 
     #[test]
