@@ -191,8 +191,8 @@ async fn ensure_stream(context: &jetstream::Context, wanted: stream::Config) -> 
     // Lowering the limit per subject deletes the surplus, so it only ever rises.
     config.max_messages_per_subject = config
         .max_messages_per_subject
-        .max(wanted.max_messages_per_subject);
-    config.max_messages = wanted.max_messages;
+        .max(unlimited(wanted.max_messages_per_subject));
+    config.max_messages = unlimited(wanted.max_messages);
     config.max_bytes = wanted.max_bytes;
     config.max_age = wanted.max_age;
     config.duplicate_window = wanted.duplicate_window;
@@ -209,6 +209,11 @@ async fn ensure_stream(context: &jetstream::Context, wanted: stream::Config) -> 
         tracing::info!(stream = name, "brought the stream's settings up to date");
     }
     Ok(())
+}
+
+/// The server writes no limit as -1, whichever way it was asked for.
+fn unlimited(limit: i64) -> i64 {
+    if limit == 0 { -1 } else { limit }
 }
 
 /// Only a stream that the server knows to be missing is made: one whose leader is away comes back.

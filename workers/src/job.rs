@@ -1,5 +1,6 @@
 //! One delivery, from decode to settle.
 
+use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,9 +9,10 @@ use bytes::Bytes;
 use duo_contract::claim::{ClaimReply, ClaimRequest, Have};
 use duo_contract::envelope::{EnvelopeError, Head, RequestEnvelope};
 use duo_contract::failure::{Failure, FailureKind};
-use duo_contract::frame::{FailedAttempt, FrameKind, Summary};
+use duo_contract::frame::{FailedAttempt, FrameAnswer, FrameKind, Summary};
 use duo_contract::{cancel::CancelReason, subject, trace};
 use duo_process::clock;
+use duo_process::nats::RequestError;
 use futures_util::FutureExt as _;
 use tokio::time::Instant;
 use tracing::Instrument as _;
@@ -21,7 +23,7 @@ use crate::model_server::facts::Facts;
 use crate::model_server::openai::{AnswerStream, Step};
 use crate::model_server::{Answer, Call, Called, Fault, ModelServer, continuation};
 use crate::outcome::Outcome;
-use crate::reply::{Ended, Heard, Reply, ReplyError};
+use crate::reply::{Ended, Reply, ReplyError};
 use crate::running::Stop;
 use crate::slots::Slot;
 use crate::startup::Worker;
@@ -101,7 +103,8 @@ impl Job {
                     Stop::HandBack => attempt.leave().await,
                     Stop::Cancelled(reason) => cancelled(reason, &head),
                 },
-                unwanted = keep_alive(&worker, &ack_subject, &running.reply, lease(&head)) => unwanted,
+                never = keep_alive(&worker, &ack_subject, &running.reply, lease(&head)) => match never {},
+                outcome = unwanted(&running.reply, &head) => outcome,
                 ended = work => match ended {
                     Ok(outcome) => outcome,
                     Err(_) => attempt.failed(Failure::new(FailureKind::Internal, "the worker failed"), 0, None).await,
@@ -148,27 +151,41 @@ async fn settle(worker: &Worker, ack_subject: &str, outcome: Outcome) {
     outcome.settle(&worker.nats, ack_subject).await;
 }
 
-/// Prolongs the lease and shows the owner signs of life, until the owner has
-/// been away for a lease or wants this attempt no more. It ends with the
+/// Prolongs the lease and shows the owner signs of life. It ends with the
 /// work, which a server that makes no progress ends: its silence is bounded
 /// before the first data by the deadline and after it by the idle timeout.
-async fn keep_alive(worker: &Worker, ack_subject: &str, reply: &Reply, lease: Duration) -> Outcome {
+async fn keep_alive(worker: &Worker, ack_subject: &str, reply: &Reply, lease: Duration) -> Infallible {
     let period = (lease / REPORTS_PER_LEASE).max(Duration::from_millis(1));
     let mut ticks = tokio::time::interval_at(Instant::now() + period, period);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut away_since = None;
     loop {
         ticks.tick().await;
         worker.nats.progress(ack_subject).await;
-        match reply.heartbeat(period / 2).await {
-            Heard::Unknown => away_since = None,
-            // The next delivery tells whether anybody waits for it.
-            Heard::Stale => return Outcome::Superseded,
-            Heard::Nobody if away_since.get_or_insert_with(Instant::now).elapsed() >= lease => {
-                tracing::info!("the owner is gone; its request is removed");
-                return Outcome::Gone;
+        reply.heartbeat(period / 2).await;
+    }
+}
+
+/// Returns when the owner wants no more of this attempt, although its order to stop was lost, or when nobody has
+/// listened for its replies during a whole lease: it died, and nobody waits for the answer. A frame alone would not
+/// tell, since it asks for no answer.
+async fn unwanted(reply: &Reply, head: &Head) -> Outcome {
+    let period = (lease(head) / REPORTS_PER_LEASE).max(Duration::from_millis(1));
+    let mut ticks = tokio::time::interval_at(Instant::now() + period, period);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut alone_since = None;
+    loop {
+        ticks.tick().await;
+        match reply.probe(period).await {
+            // The message is deleted or in a successor's hands; its next delivery would tell.
+            Some(Ok(FrameAnswer::Stale)) => return Outcome::Superseded,
+            Some(Err(RequestError::NoResponders)) => {
+                let since = *alone_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= lease(head) {
+                    tracing::info!(owner = head.owner, "the owner is gone; its request is removed");
+                    return Outcome::Gone;
+                }
             }
-            Heard::Nobody => {}
+            _ => alone_since = None,
         }
     }
 }

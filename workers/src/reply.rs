@@ -136,6 +136,30 @@ impl Reply {
         }
     }
 
+    /// Asks the owner whether it is there and wants this attempt to go on; `None` while there is nothing to ask.
+    ///
+    /// # Errors
+    /// Nobody listens for the answer, or nothing came back in time.
+    pub async fn probe(&self, timeout: Duration) -> Option<Result<FrameAnswer, RequestError>> {
+        let probe = {
+            let kept = self.kept();
+            let attempt = kept.attempt.filter(|_| !kept.ended)?;
+            ReplyFrame {
+                attempt,
+                number: u32::try_from(kept.frames.len()).unwrap_or(u32::MAX),
+                kind: FrameKind::Heartbeat,
+            }
+        };
+        let answer = self
+            .nats
+            .request(self.subject.clone(), probe.encode(), timeout)
+            .await;
+        Some(answer.map(|message| {
+            // What does not parse says at least that somebody is there.
+            FrameAnswer::decode(&message.payload).unwrap_or(FrameAnswer::Confirmed)
+        }))
+    }
+
     /// Sends frames again that did not arrive.
     pub async fn resend(&self, attempt: u32, from: u32, until: u32) {
         let frames = {

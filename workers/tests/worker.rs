@@ -501,10 +501,19 @@ async fn a_drain_finishes_what_runs_and_hands_back_the_rest() {
     let slow = server.call().await;
     bed.owner.claim().await;
     bed.owner.claim().await;
+    bed.owner.will_answer_last(FrameAnswer::Confirmed).await;
+    bed.owner
+        .will_answer_last(FrameAnswer::HandBack { delay_ms: 0 })
+        .await;
     worker.begin_drain();
     quick.answer(200, WHOLE).await;
     assert!(matches!(bed.owner.frames().await[0].kind, FrameKind::Done { .. }));
     worker.ended().await;
+    let said = bed.owner.frames().await;
+    assert!(
+        matches!(&said[0].kind, FrameKind::Failed(failed) if failed.leaving),
+        "the owner is told: {said:?}"
+    );
     tokio::time::timeout(PATIENCE, slow.closed())
         .await
         .expect("closed");

@@ -364,7 +364,7 @@ pub(super) fn message_id(request: Uuid, publication: u32) -> String {
 impl State {
     /// What the client is told. One whose time ran out while it waited for
     /// another attempt hears how the last one failed: that is the reason.
-    fn why(&self, stop: Stop) -> ExchangeError {
+    pub(super) fn why(&self, stop: Stop) -> ExchangeError {
         match (&self.last_failure, stop) {
             (Some(_), Stop::NoTaker) if !self.received.is_empty() => cut_off(),
             (Some(failed), Stop::Expired | Stop::NoTaker) if !self.attempt.alive => {
