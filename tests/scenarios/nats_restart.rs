@@ -63,15 +63,17 @@ async fn the_next_completion_is_served_within_a_second_of_the_queues_return() {
         cluster.nats.kill().await;
         cluster.nats.restart().await;
         let back = Instant::now();
-        let body = completion(&format!("x{round} = "), false);
+        // The model server may be asked again for an older request whose ack the kill has swallowed, so the answer is
+        // compared with its own question and not with what the server heard last.
+        let question = format!("round {round}");
         let answer = cluster
-            .rails("/v2/code/completions", "alice", &body)
+            .openai("/v1/chat/completions", &chat(&question, 5, false))
             .send()
             .await
             .good();
         assert_eq!(
-            answer.json()["choices"][0]["text"],
-            cluster.expected(16),
+            answer.json()["choices"][0]["message"]["content"],
+            answer_to(&question, 5),
             "round {round}: {answer}"
         );
         let took = back.elapsed();
