@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::{AckPolicy, pull};
+use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
 use async_nats::jetstream::context::GetStreamErrorKind;
 use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
 use async_nats::jetstream::{self, ErrorCode, kv};
@@ -101,6 +101,42 @@ pub async fn ensure_model(nats: &Nats, queue: &QueueConfig, model: &ModelName) -
             queue.replicas,
         );
         ensure_consumer(&context, subject::LIVE_STREAM, config).await?;
+    }
+    Ok(())
+}
+
+/// Makes again what is missing, and writes nothing where nothing is: a server
+/// that has just come back has deliveries and acknowledgements to serve first.
+///
+/// # Errors
+/// As [`ensure`] and [`ensure_model`].
+pub async fn mend(nats: &Nats, queue: &QueueConfig, models: &[ModelName]) -> Result<(), TopologyError> {
+    let context = nats.jetstream();
+    for wanted in streams(queue) {
+        ensure_stream(&context, wanted).await?;
+    }
+    for bucket in buckets(queue) {
+        if context.get_key_value(&bucket.bucket).await.is_err() {
+            return mend_all(nats, queue, models).await;
+        }
+    }
+    let writer = std::iter::once((subject::AUDIT_STREAM, subject::AUDIT_CONSUMER.to_owned()));
+    let live = models.iter().flat_map(|model| {
+        Lane::LIVE.map(|lane| (subject::LIVE_STREAM, subject::consumer(lane, model).to_string()))
+    });
+    for (stream, consumer) in writer.chain(live) {
+        let found: Result<PullConsumer, _> = context.get_consumer_from_stream(&consumer, stream).await;
+        if found.is_err() {
+            return mend_all(nats, queue, models).await;
+        }
+    }
+    Ok(())
+}
+
+async fn mend_all(nats: &Nats, queue: &QueueConfig, models: &[ModelName]) -> Result<(), TopologyError> {
+    ensure(nats, queue).await?;
+    for model in models {
+        ensure_model(nats, queue, model).await?;
     }
     Ok(())
 }

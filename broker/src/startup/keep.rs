@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use crate::config::QueueConfig;
 use crate::routing::Routing;
-use crate::topology::{self, TopologyError};
+use crate::topology;
 
 /// How often everything is looked at although nothing seems wrong.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
@@ -39,7 +39,8 @@ pub(super) async fn topology(
         if !connections.borrow_and_update().up {
             continue;
         }
-        next = match mend(&nats, &queue, &routing).await {
+        let models: Vec<_> = routing.load().models().map(|model| model.name.clone()).collect();
+        next = match topology::mend(&nats, &queue, &models).await {
             Ok(()) => LOOK_EVERY,
             Err(error) => {
                 tracing::warn!(%error, "the queue is not as it has to be; trying again");
@@ -48,13 +49,4 @@ pub(super) async fn topology(
         };
         tokio::time::sleep(PAUSE).await;
     }
-}
-
-async fn mend(nats: &Nats, queue: &QueueConfig, routing: &Routing) -> Result<(), TopologyError> {
-    topology::ensure(nats, queue).await?;
-    let models: Vec<_> = routing.load().models().map(|model| model.name.clone()).collect();
-    for model in &models {
-        topology::ensure_model(nats, queue, model).await?;
-    }
-    Ok(())
 }
