@@ -50,17 +50,9 @@ impl AuditLog {
         self.metrics.received.inc();
         let traceparent = duo_contract::trace::child(traceparent);
         let what = What {
-            route: route.to_owned(),
-            feature: None,
-            lane: None,
-            model: None,
-            prompt_id: None,
-            prompt_version: None,
-            config_revision: 0,
-            stream: false,
-            body_bytes: 0,
             correlation_id,
             trace_id: duo_contract::trace::trace_id(&traceparent).map(str::to_owned),
+            ..unknown(route)
         };
         OpenRecord(Arc::new(Inner {
             log: self.clone(),
@@ -258,7 +250,7 @@ impl Drop for Inner {
             self.state.get_mut().unwrap_or_else(PoisonError::into_inner),
             State {
                 who: Who::default(),
-                what: empty(),
+                what: unknown(""),
                 phase: Phase::Closed,
             },
         );
@@ -282,9 +274,10 @@ impl Drop for Inner {
     }
 }
 
-fn empty() -> What {
+/// A request of which only the route is known.
+fn unknown(route: &str) -> What {
     What {
-        route: String::new(),
+        route: route.to_owned(),
         feature: None,
         lane: None,
         model: None,
