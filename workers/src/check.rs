@@ -11,6 +11,7 @@ use crate::config::{Config, ServerConfig};
 use crate::metrics::Metrics;
 use crate::model_server::ModelServer;
 use crate::model_server::openai::Health;
+use crate::slots::auto::{Bounds, Pressure};
 use crate::startup::nats_version_problem;
 
 /// How long NATS may take to answer one question.
@@ -151,6 +152,22 @@ async fn server_findings(server: &ModelServer) -> Vec<Finding> {
             }
         })),
         Err(error) => findings.push(bad(name, format!("its list of models cannot be read: {error:#}"))),
+    }
+    if let Some(Bounds { min, max }) = server.auto {
+        let about = format!("{name} slots");
+        findings.push(match server.http().pressure().await {
+            Ok(Pressure { waiting, cache }) => good(
+                &about,
+                format!(
+                    "auto, between {min} and {max}, by its own queue: {waiting} waiting now, {:.0} % of its cache in use",
+                    cache * 100.0
+                ),
+            ),
+            Err(error) => bad(
+                &about,
+                format!("auto, but its load cannot be read ({error:#}): {min} would be used; make the server tell its metrics, or give slots a number"),
+            ),
+        });
     }
     findings
 }

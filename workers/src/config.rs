@@ -13,7 +13,7 @@ use duo_process::config::{ConfigError, Effective, Env, parse_duration};
 use duo_process::nats::NatsConfig;
 use duo_process::telemetry::LogFormat;
 
-pub use file::{ServedConfig, ServerConfig, ServerKind};
+pub use file::{ServedConfig, ServerConfig, ServerKind, Slots};
 
 /// Everything a worker is told at its start.
 #[derive(Debug)]

@@ -157,6 +157,7 @@ impl Fetcher {
 
     async fn refill(&mut self) {
         let server = &self.server;
+        self.lines.resize(server.slots.total());
         let room = |lane| {
             server
                 .breaker

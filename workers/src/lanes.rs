@@ -76,6 +76,11 @@ impl Lines {
         }
     }
 
+    /// The server's slots have become more or fewer.
+    pub fn resize(&mut self, slots: usize) {
+        self.slots = slots;
+    }
+
     /// The pulls to send now, given the room that each lane has; they count as sent.
     pub fn plan(&mut self, room: impl Fn(Lane) -> usize, now: Instant) -> Vec<(usize, Pull)> {
         let free = room(Lane::Keystroke);

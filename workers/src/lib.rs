@@ -63,6 +63,7 @@ pub async fn run(
     shutdown.spawn("orders", orders);
     for server in &worker.servers {
         shutdown.spawn("health", model_server::health::watch(Arc::clone(server)));
+        shutdown.spawn("slots", model_server::pressure::follow(Arc::clone(server)));
         shutdown.spawn(
             "readiness",
             startup::watch_readiness(Arc::clone(&worker), Arc::clone(server)),

@@ -64,7 +64,9 @@ The worker file:
   servers:
     - name: local
       url: http://127.0.0.1:8000/v1
-      slots: 8                  # requests the server takes at once
+      slots: 8                  # requests the server takes at once, or auto: as many as
+                                # its own queue metrics allow (vLLM, SGLang), between
+                                # slots_min [default: 4] and slots_max [default: 256]
       kind: vllm                # vllm (default), llama or openai
       api_key_env: VLLM_KEY     # or api_key_file: PATH
       models:

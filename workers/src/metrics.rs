@@ -2,7 +2,7 @@
 //!
 //! | Name | Kind | Labels | Meaning |
 //! |---|---|---|---|
-//! | `duo_worker_slots` | gauge | `server` | requests the server takes at once |
+//! | `duo_worker_slots` | gauge | `server` | requests the server takes at once; changes with `slots: auto` |
 //! | `duo_worker_slots_in_use` | gauge | `server` | slots in use |
 //! | `duo_worker_deliveries_total` | counter | `feature`, `model`, `lane` | deliveries that got a slot |
 //! | `duo_worker_redeliveries_total` | counter | | those of them that were not the first |
@@ -24,6 +24,7 @@ use prometheus::{
 
 use crate::config::ServerConfig;
 use crate::outcome::Outcome;
+use crate::slots::SlotGauges;
 
 /// From a token that is there at once to the longest wait anyone sits through.
 const FIRST_TOKEN_BUCKETS: &[f64] = &[
@@ -57,8 +58,8 @@ pub struct Metrics {
 /// The metrics of one model server.
 #[derive(Debug, Clone)]
 pub struct ServerMetrics {
-    /// Slots in use.
-    pub slots_in_use: IntGauge,
+    /// Its slots.
+    pub slots: SlotGauges,
     /// The breaker's state.
     pub breaker_state: IntGauge,
     /// Calls whose answer began.
@@ -174,14 +175,16 @@ impl Metrics {
     #[must_use]
     pub fn server(&self, config: &ServerConfig) -> ServerMetrics {
         let name = &*config.name;
-        self.slots.with_label_values(&[name]).set(i64::from(config.slots));
         for served in &config.models {
             let _ = self.inferences(config.kind.as_str(), served.model.as_str());
             let _ = self.first_token(served.model.as_str());
         }
         let failed = |kind: FailureKind| self.model_calls.with_label_values(&[name, kind.as_str()]);
         ServerMetrics {
-            slots_in_use: self.slots_in_use.with_label_values(&[name]),
+            slots: SlotGauges {
+                total: self.slots.with_label_values(&[name]),
+                in_use: self.slots_in_use.with_label_values(&[name]),
+            },
             breaker_state: self.breaker_state.with_label_values(&[name]),
             calls_begun: self.model_calls.with_label_values(&[name, "ok"]),
             calls_failed: FailureKind::ALL.into_iter().map(failed).collect(),
@@ -228,7 +231,7 @@ mod tests {
         let config = ServerConfig {
             name: "s".to_owned(),
             url: String::new(),
-            slots: 1,
+            slots: crate::config::Slots::Fixed(1),
             kind: crate::config::ServerKind::Vllm,
             api_key: None,
             models: vec![crate::config::ServedConfig {

@@ -9,6 +9,7 @@ pub mod facts;
 pub mod fold;
 pub mod health;
 pub mod openai;
+pub mod pressure;
 pub mod sse;
 
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use tokio::time::Instant;
 use crate::config::{CallConfig, ServerConfig, ServerKind};
 use crate::metrics::{Metrics, ServerMetrics};
 use crate::slots::SlotPool;
+use crate::slots::auto::Bounds;
 use breaker::Breaker;
 use facts::Facts;
 use openai::{AnswerStream, Http};
@@ -42,6 +44,8 @@ pub struct ModelServer {
     pub kind: ServerKind,
     /// Its slots.
     pub slots: Arc<SlotPool>,
+    /// Between which bounds their number follows the server, if it does.
+    pub auto: Option<Bounds>,
     /// Whether it is well enough to be pulled for.
     pub breaker: Breaker,
     models: Vec<Served>,
@@ -152,8 +156,11 @@ impl ModelServer {
     pub fn try_new(config: ServerConfig, calls: &CallConfig, metrics: &Metrics) -> anyhow::Result<Self> {
         let server_metrics = metrics.server(&config);
         let models = config.models.iter().map(Served::new).collect::<Result<_, _>>()?;
+        let auto = config.slots.bounds();
+        let slots = auto.map_or(config.slots.most(), |bounds| bounds.min);
         Ok(Self {
-            slots: SlotPool::new(config.slots, server_metrics.slots_in_use.clone()),
+            slots: SlotPool::new(slots, server_metrics.slots.clone()),
+            auto,
             breaker: Breaker::new(server_metrics.breaker_state.clone()),
             http: Http::try_new(&config, calls)?,
             name: config.name.into(),

@@ -2,7 +2,11 @@
 //! they are shared between lanes.
 //!
 //! A slot is taken before a delivery is accepted, travels with the job, and is
-//! given back when it is dropped, whatever the way out.
+//! given back when it is dropped, whatever the way out. How many there are may
+//! change while some are held ([`auto`] says when): fewer take effect as held
+//! ones come back.
+
+pub mod auto;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,17 +17,36 @@ use tokio::sync::Notify;
 /// The slots of one model server.
 #[derive(Debug)]
 pub struct SlotPool {
-    total: usize,
-    held: Mutex<Held>,
+    state: Mutex<State>,
     freed: Notify,
-    in_use: IntGauge,
+    gauges: SlotGauges,
 }
 
-#[derive(Debug, Default)]
-struct Held {
+/// Where a pool shows its state.
+#[derive(Debug, Clone)]
+pub struct SlotGauges {
+    /// All slots.
+    pub total: IntGauge,
+    /// Slots in use.
+    pub in_use: IntGauge,
+}
+
+/// How a pool has been used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Slots in use now; more than there are while fewer are to take effect.
+    pub in_use: usize,
+    /// Has a lane found no room since this was last asked?
+    pub was_full: bool,
+}
+
+#[derive(Debug)]
+struct State {
+    total: usize,
     keystroke: usize,
     /// Held by lanes below keystroke.
     lower: usize,
+    was_full: bool,
 }
 
 /// One slot, free again when dropped.
@@ -34,96 +57,149 @@ pub struct Slot {
 }
 
 impl SlotPool {
-    /// A pool of `total` slots that shows its use in `in_use`.
+    /// A pool of `total` slots.
     #[must_use]
-    pub fn new(total: u32, in_use: IntGauge) -> Arc<Self> {
+    pub fn new(total: usize, gauges: SlotGauges) -> Arc<Self> {
+        gauges.total.set(gauge_value(total));
+        let state = State {
+            total,
+            keystroke: 0,
+            lower: 0,
+            was_full: false,
+        };
         Arc::new(Self {
-            total: usize::try_from(total).unwrap_or(usize::MAX),
-            held: Mutex::default(),
+            state: Mutex::new(state),
             freed: Notify::new(),
-            in_use,
+            gauges,
         })
     }
 
     /// All slots.
     #[must_use]
     pub fn total(&self) -> usize {
-        self.total
+        self.lock().total
     }
 
     /// Slots in use now.
     #[must_use]
     pub fn in_use(&self) -> usize {
-        let held = self.lock();
-        held.keystroke + held.lower
+        self.lock().in_use()
+    }
+
+    /// How it has been used since this was last asked.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        let mut state = self.lock();
+        Usage {
+            in_use: state.in_use(),
+            was_full: std::mem::take(&mut state.was_full),
+        }
+    }
+
+    /// Changes the number of slots; held ones stay held.
+    pub fn resize(&self, total: usize) {
+        let mut state = self.lock();
+        let grows = total > state.total;
+        state.total = total;
+        drop(state);
+        self.gauges.total.set(gauge_value(total));
+        if grows {
+            self.freed.notify_one();
+        }
     }
 
     /// Free slots that `lane` may take.
     #[must_use]
     pub fn room(&self, lane: Lane) -> usize {
-        room(self.total, &self.lock(), lane)
+        self.lock().room(lane)
     }
 
     /// Takes a slot for `lane` if it may have one.
     #[must_use]
     pub fn take(self: &Arc<Self>, lane: Lane) -> Option<Slot> {
-        let mut held = self.lock();
-        if room(self.total, &held, lane) == 0 {
+        let mut state = self.lock();
+        if state.room(lane) == 0 {
+            state.was_full = true;
             return None;
         }
         match lane {
-            Lane::Keystroke => held.keystroke += 1,
-            Lane::Interactive | Lane::Background => held.lower += 1,
+            Lane::Keystroke => state.keystroke += 1,
+            Lane::Interactive | Lane::Background => state.lower += 1,
         }
-        self.in_use.inc();
+        state.was_full |= state.room(lane) == 0;
+        drop(state);
+        self.gauges.in_use.inc();
         Some(Slot {
             pool: Arc::clone(self),
             lane,
         })
     }
 
-    /// Returns when a slot has been given back since the last call.
+    /// Returns when a slot has been given back, or slots have been added, since the last call.
     pub async fn freed(&self) {
         self.freed.notified().await;
     }
 
-    fn lock(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Keystroke may fill every slot; lower lanes leave it one in eight, at least
-/// one, unless there is only one slot at all.
-fn room(total: usize, held: &Held, lane: Lane) -> usize {
-    let free = total.saturating_sub(held.keystroke + held.lower);
-    match lane {
-        Lane::Keystroke => free,
-        Lane::Interactive | Lane::Background => {
-            let kept = if total > 1 { (total / 8).max(1) } else { 0 };
-            free.min(total.saturating_sub(kept + held.lower))
+impl State {
+    fn in_use(&self) -> usize {
+        self.keystroke + self.lower
+    }
+
+    /// Keystroke may fill every slot; lower lanes leave it one in eight, at least
+    /// one, unless there is only one slot at all.
+    fn room(&self, lane: Lane) -> usize {
+        let free = self.total.saturating_sub(self.in_use());
+        match lane {
+            Lane::Keystroke => free,
+            Lane::Interactive | Lane::Background => {
+                let kept = if self.total > 1 {
+                    (self.total / 8).max(1)
+                } else {
+                    0
+                };
+                free.min(self.total.saturating_sub(kept + self.lower))
+            }
         }
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let mut held = self.pool.lock();
+        let mut state = self.pool.lock();
         match self.lane {
-            Lane::Keystroke => held.keystroke -= 1,
-            Lane::Interactive | Lane::Background => held.lower -= 1,
+            Lane::Keystroke => state.keystroke -= 1,
+            Lane::Interactive | Lane::Background => state.lower -= 1,
         }
-        drop(held);
-        self.pool.in_use.dec();
+        drop(state);
+        self.pool.gauges.in_use.dec();
         self.pool.freed.notify_one();
     }
 }
 
+fn gauge_value(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
-    fn pool(total: u32) -> Arc<SlotPool> {
-        SlotPool::new(total, IntGauge::new("slots", "Slots.").expect("a name"))
+    fn pool(total: usize) -> Arc<SlotPool> {
+        let gauge = |name| IntGauge::new(name, "Slots.").expect("a name");
+        SlotPool::new(
+            total,
+            SlotGauges {
+                total: gauge("slots"),
+                in_use: gauge("slots_in_use"),
+            },
+        )
     }
 
     #[test]
@@ -154,5 +230,77 @@ mod tests {
         drop(slot);
         pool.freed().await;
         assert_eq!(pool.in_use(), 0);
+    }
+
+    #[tokio::test]
+    async fn added_slots_wake_the_consumer_and_removed_ones_go_as_they_come_back() {
+        let pool = pool(1);
+        let first = pool.take(Lane::Keystroke);
+        assert!(pool.usage().was_full);
+        assert!(!pool.usage().was_full, "asked since");
+        pool.resize(3);
+        pool.freed().await;
+        let second = pool.take(Lane::Keystroke);
+        pool.resize(1);
+        assert_eq!((pool.in_use(), pool.room(Lane::Keystroke)), (2, 0));
+        drop(first);
+        assert!(
+            pool.take(Lane::Keystroke).is_none(),
+            "the other slot is the only one"
+        );
+        drop(second);
+        assert_eq!(pool.room(Lane::Keystroke), 1);
+    }
+
+    #[derive(Debug, Clone)]
+    enum Turn {
+        Take(Lane),
+        Drop(usize),
+        Resize(usize),
+    }
+
+    fn turn() -> impl Strategy<Value = Turn> {
+        let lane = prop_oneof![
+            Just(Lane::Keystroke),
+            Just(Lane::Interactive),
+            Just(Lane::Background)
+        ];
+        prop_oneof![
+            3 => lane.prop_map(Turn::Take),
+            2 => any::<usize>().prop_map(Turn::Drop),
+            1 => (1..40_usize).prop_map(Turn::Resize),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn no_slot_leaks_however_the_number_changes(
+            total in 1..40_usize,
+            turns in proptest::collection::vec(turn(), 1..200),
+        ) {
+            let pool = pool(total);
+            let mut held = Vec::new();
+            for turn in turns {
+                match turn {
+                    Turn::Take(lane) => {
+                        let room = pool.room(lane);
+                        let slot = pool.take(lane);
+                        prop_assert_eq!(slot.is_some(), room > 0);
+                        if slot.is_some() {
+                            prop_assert!(held.len() < pool.total(), "never more than there are");
+                        }
+                        held.extend(slot);
+                    }
+                    Turn::Drop(index) if !held.is_empty() => drop(held.swap_remove(index % held.len())),
+                    Turn::Drop(_) => {}
+                    Turn::Resize(total) => pool.resize(total),
+                }
+                prop_assert_eq!(pool.in_use(), held.len());
+                prop_assert!(pool.room(Lane::Interactive) <= pool.room(Lane::Keystroke));
+            }
+            held.clear();
+            prop_assert_eq!(pool.room(Lane::Keystroke), pool.total());
+            prop_assert_eq!(pool.gauges.in_use.get(), 0);
+        }
     }
 }

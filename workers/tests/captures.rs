@@ -163,7 +163,7 @@ async fn replay(folder: &str, kind: ServerKind, name: &str, piece: usize) -> See
     let config = ServerConfig {
         name: "captured".to_owned(),
         url,
-        slots: 1,
+        slots: duo_workers::config::Slots::Fixed(1),
         kind,
         api_key: None,
         models: vec![ServedConfig {

@@ -19,7 +19,7 @@ use crate::sim::{Settings, Sim};
 #[derive(Debug, Clone)]
 pub struct Builder {
     sim: Settings,
-    slots: usize,
+    slots: Value,
     workers: usize,
     own_postgres: bool,
     broker_env: Vec<(String, String)>,
@@ -34,7 +34,7 @@ impl Default for Builder {
     fn default() -> Self {
         Self {
             sim: Settings::default(),
-            slots: 8,
+            slots: json!({"slots": 8}),
             workers: 1,
             own_postgres: false,
             broker_env: Vec::new(),
@@ -78,7 +78,13 @@ impl Builder {
 
     /// With so many requests served at once by each worker.
     pub fn slots(mut self, slots: usize) -> Self {
-        self.slots = slots;
+        self.slots = json!({"slots": slots});
+        self
+    }
+
+    /// With slots that follow the model server's own line, within these bounds.
+    pub fn slots_auto(mut self, min: usize, max: usize) -> Self {
+        self.slots = json!({"slots": "auto", "slots_min": min, "slots_max": max});
         self
     }
 
@@ -225,14 +231,16 @@ impl Builder {
 
     fn write_worker_file(&self, path: &Path, url: &str) {
         let served = |model: &str| json!({"model": model, "served_as": self.served_as});
-        let file = json!({"servers": [{
+        let mut server = json!({
             "name": "local",
             "url": url,
-            "slots": self.slots,
             "kind": self.model_kind,
             "models": [served("mistral"), served("codegemma")],
-        }]});
-        write_config(path, &file);
+        });
+        for (name, value) in self.slots.as_object().expect("fields") {
+            server[name] = value.clone();
+        }
+        write_config(path, &json!({"servers": [server]}));
     }
 }
 

@@ -155,7 +155,7 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
     shared.counters.metrics();
     let settings = shared.settings();
     let model = settings.model.first().map_or("", String::as_str);
-    let text = shared.stats().prometheus(model, settings.slots);
+    let text = shared.stats().prometheus(model, &settings);
     (
         [(header::CONTENT_TYPE, "text/plain; version=1.0.0; charset=utf-8")],
         text,

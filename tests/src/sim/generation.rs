@@ -1,7 +1,7 @@
 //! One generation from its place in the line to its end, counted once whichever way it ends.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::shared::Shared;
 use super::slots::Slot;
@@ -11,6 +11,8 @@ use super::slots::Slot;
 pub(crate) struct Generation {
     shared: Arc<Shared>,
     slot: Option<Slot>,
+    /// Tokens it has in the cache.
+    cached: AtomicUsize,
     ended: bool,
 }
 
@@ -20,12 +22,13 @@ impl Generation {
         Self {
             shared,
             slot: None,
+            cached: AtomicUsize::new(0),
             ended: false,
         }
     }
 
-    /// Waits in the line for a slot.
-    pub(crate) async fn start(&mut self) {
+    /// Waits in the line for a slot, then reads a prompt of so many tokens.
+    pub(crate) async fn start(&mut self, prompt_tokens: usize) {
         let slot = match self.shared.slots.try_take() {
             Some(slot) => slot,
             None => {
@@ -44,11 +47,13 @@ impl Generation {
             }
         };
         self.slot = Some(slot);
+        self.cache(prompt_tokens);
         self.shared.counters.started();
     }
 
     /// Counts tokens as they are generated.
     pub(crate) fn tokens(&self, count: usize) {
+        self.cache(count);
         self.shared.counters.add(&self.shared.counters.tokens, count);
     }
 
@@ -64,8 +69,21 @@ impl Generation {
         self.shared.counters.failed();
     }
 
+    fn cache(&self, tokens: usize) {
+        self.cached.fetch_add(tokens, Ordering::Relaxed);
+        let counters = &self.shared.counters;
+        counters.add(&counters.cached_tokens, tokens);
+    }
+
+    fn uncache(&mut self) {
+        self.shared
+            .counters
+            .uncache(std::mem::take(self.cached.get_mut()));
+    }
+
     fn end(&mut self) {
         self.ended = true;
+        self.uncache();
         self.slot = None;
     }
 }
@@ -78,6 +96,7 @@ impl Drop for Generation {
         if self.shared.killed.load(Ordering::SeqCst) {
             return self.fail();
         }
+        self.uncache();
         let waiting = self.slot.take().is_none();
         if waiting {
             self.shared.counters.aborted_waiting();

@@ -28,6 +28,9 @@ pub struct Settings {
     /// Longest prompt and answer together, in tokens (a prompt token holds three bytes)
     #[arg(long, value_name = "N", default_value_t = 8192)]
     pub context: usize,
+    /// Tokens the key-value cache is said to hold: /metrics tells how full running requests make it; 0 for --slots requests
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub kv_tokens: usize,
     /// Tokens in one event
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub chunk_tokens: usize,

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
+use super::settings::Settings;
+
 /// One look at the counters.
 ///
 /// Every request that reaches generation ends once: `started` plus those aborted in the line equals `finished` plus
@@ -36,6 +38,8 @@ pub struct Stats {
     pub continued: u64,
     /// Requests that brought a beginning this model would not have said.
     pub diverged: u64,
+    /// Tokens of running requests, prompts and answers, that fill the cache now.
+    pub cached_tokens: u64,
     /// Requests by endpoint.
     pub requests: Requests,
 }
@@ -82,7 +86,7 @@ macro_rules! counters {
 
 counters!(
     started, finished, aborted, aborted_waiting, failed, refused, continued, diverged, chat, completions, embeddings,
-    models, health, metrics, tokenize; tokens, prompt_tokens
+    models, health, metrics, tokenize; tokens, prompt_tokens, cached_tokens
 );
 
 impl Counters {
@@ -90,6 +94,11 @@ impl Counters {
     pub(crate) fn add(&self, counter: &AtomicU64, count: usize) {
         counter.fetch_add(count as u64, Ordering::SeqCst);
         self.changed.notify_waiters();
+    }
+
+    /// Takes running requests' tokens out of the cache.
+    pub(crate) fn uncache(&self, count: usize) {
+        self.cached_tokens.fetch_sub(count as u64, Ordering::SeqCst);
     }
 
     /// Resolves at the next change after this call.
@@ -116,6 +125,7 @@ impl Counters {
             waiting: waiting as u64,
             tokens: read(&self.tokens),
             prompt_tokens: read(&self.prompt_tokens),
+            cached_tokens: read(&self.cached_tokens),
             continued: read(&self.continued),
             diverged: read(&self.diverged),
             requests: Requests {
@@ -133,8 +143,11 @@ impl Counters {
 
 impl Stats {
     /// These numbers as Prometheus text, under vLLM's names and the simulator's own.
-    pub(crate) fn prometheus(&self, model: &str, slots: usize) -> String {
-        let cache = self.running as f64 / slots.max(1) as f64;
+    pub(crate) fn prometheus(&self, model: &str, settings: &Settings) -> String {
+        let cache = match settings.kv_tokens {
+            0 => self.running as f64 / settings.slots.max(1) as f64,
+            holds => (self.cached_tokens as f64 / holds as f64).min(1.0),
+        };
         let vllm = [
             ("num_requests_running", "gauge", self.running as f64),
             ("num_requests_waiting", "gauge", self.waiting as f64),

@@ -115,7 +115,7 @@ impl Stream {
     async fn step(&mut self, out: &mut Vec<u8>) -> Step {
         match self.stage {
             Stage::Line => {
-                self.generation.start().await;
+                self.generation.start(self.ask.prompt_tokens).await;
                 self.first = Some(Instant::now() + Duration::from_millis(self.settings.ttft_ms));
                 self.stage = if self.ask.shape == Shape::Chat {
                     Stage::Roles

@@ -24,7 +24,7 @@ pub(crate) async fn reply(
     drawn: Option<Drawn>,
 ) -> Response {
     let mut generation = Generation::new(Arc::clone(shared));
-    generation.start().await;
+    generation.start(ask.prompt_tokens).await;
     let tokens = ask.tokens();
     let steps = tokens.saturating_sub(1) as u64;
     let wait = Duration::from_millis(settings.ttft_ms + settings.pace_ms * steps);

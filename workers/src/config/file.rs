@@ -1,6 +1,8 @@
 //! The worker file: which model servers stand beside this worker, and which
 //! models each of them serves.
 
+mod slots;
+
 use std::collections::BTreeSet;
 
 use duo_contract::name::ModelName;
@@ -8,8 +10,8 @@ use reqwest::Url;
 use secrecy::SecretString;
 use serde::Deserialize;
 
-/// Most slots of one server; far above what one server runs at once.
-const MOST_SLOTS: u32 = 4096;
+pub use slots::Slots;
+use slots::SlotsField;
 
 /// One model server.
 #[derive(Debug, Clone)]
@@ -19,7 +21,7 @@ pub struct ServerConfig {
     /// Base URL without a final slash; endpoint paths are appended.
     pub url: String,
     /// Requests it takes at once.
-    pub slots: u32,
+    pub slots: Slots,
     /// Which program it is.
     pub kind: ServerKind,
     /// Key that its API asks for.
@@ -73,7 +75,11 @@ struct File {
 struct Server {
     name: String,
     url: String,
-    slots: u32,
+    slots: SlotsField,
+    #[serde(default)]
+    slots_min: Option<u32>,
+    #[serde(default)]
+    slots_max: Option<u32>,
     #[serde(default)]
     kind: ServerKind,
     #[serde(default)]
@@ -136,9 +142,11 @@ impl Server {
             Ok(_) => {}
             Err(error) => problem(format!("url {:?} is not a URL: {error}", self.url)),
         }
-        if self.slots == 0 || self.slots > MOST_SLOTS {
-            problem(format!("slots must be from 1 to {MOST_SLOTS}"));
-        }
+        let slots =
+            Slots::checked(self.slots, self.slots_min, self.slots_max, self.kind).unwrap_or_else(|text| {
+                problem(text);
+                Slots::Fixed(1)
+            });
         if self.models.is_empty() {
             problem("models is empty: name at least one".to_owned());
         }
@@ -176,7 +184,7 @@ impl Server {
         }
         ServerConfig {
             url: self.url.trim_end_matches('/').to_owned(),
-            slots: self.slots,
+            slots,
             kind: self.kind,
             api_key: api_key.map(SecretString::from),
             models,
@@ -208,7 +216,7 @@ servers:
         let servers = parse(GOOD, |name| (name == "VLLM_KEY").then(|| "secret".to_owned())).expect("valid");
         let server = &servers[0];
         assert_eq!(server.url, "http://127.0.0.1:8000/v1");
-        assert_eq!((server.slots, server.kind), (8, ServerKind::Vllm));
+        assert_eq!((server.slots, server.kind), (Slots::Fixed(8), ServerKind::Vllm));
         assert_eq!(server.models[0].served_as, "Mistral-7B");
         assert_eq!(server.models[1].served_as, "codegemma");
         assert_eq!(server.api_key.as_ref().expect("a key").expose_secret(), "secret");

@@ -16,8 +16,9 @@ use tokio::time::{Instant, timeout_at};
 
 use super::facts::Facts;
 use super::fold::{self, Fold};
-use super::{Answer, Call, Fault};
+use super::{Answer, Call, Fault, pressure};
 use crate::config::{CallConfig, ServerConfig, ServerKind};
+use crate::slots::auto::Pressure;
 
 pub use stream::{AnswerStream, Step};
 
@@ -27,6 +28,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Most bytes of an answer that is no stream.
 const MOST_BODY_BYTES: usize = 64 << 20;
+/// Most bytes of a page of metrics; vLLM's has some hundred thousand.
+const MOST_METRICS_BYTES: usize = 8 << 20;
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// The pooled client of one server.
@@ -38,6 +41,7 @@ pub struct Http {
     embeddings: Url,
     models: Url,
     health: Option<Url>,
+    pressure: Url,
     authorization: Option<HeaderValue>,
     kind: ServerKind,
     idle_timeout: Duration,
@@ -70,11 +74,7 @@ impl Http {
             .redirect(reqwest::redirect::Policy::none())
             // Retries have one owner, which is not the client.
             .retry(reqwest::retry::never())
-            .pool_max_idle_per_host(
-                usize::try_from(config.slots)
-                    .unwrap_or(usize::MAX)
-                    .saturating_add(2),
-            );
+            .pool_max_idle_per_host(config.slots.most().saturating_add(2));
         if let Some(path) = &calls.ca_file {
             let pem = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
             let certificates = Certificate::from_pem_bundle(&pem)
@@ -101,6 +101,7 @@ impl Http {
                 ServerKind::Vllm | ServerKind::Llama => Some(Url::parse(&format!("{root}/health"))?),
                 ServerKind::Openai => None,
             },
+            pressure: Url::parse(&format!("{root}/metrics"))?,
             authorization: authorization
                 .transpose()
                 .with_context(|| format!("server {:?}: the key cannot be sent as a header", config.name))?,
@@ -180,6 +181,22 @@ impl Http {
             }
             health => health,
         }
+    }
+
+    /// What the server says of its own line and cache.
+    ///
+    /// # Errors
+    /// No answer in time, or one without these metrics.
+    pub async fn pressure(&self) -> anyhow::Result<Pressure> {
+        let mut response = self.get(&self.pressure).send().await?.error_for_status()?;
+        let mut text = Vec::new();
+        while let Some(part) = response.chunk().await? {
+            text.extend_from_slice(&part);
+            anyhow::ensure!(text.len() <= MOST_METRICS_BYTES, "its metrics are too long");
+        }
+        pressure::parse(&String::from_utf8_lossy(&text)).context(
+            "its metrics name neither vllm:num_requests_waiting nor sglang:num_queue_reqs with the cache's use",
+        )
     }
 
     /// The names that the server lists its models under.

@@ -251,3 +251,31 @@ async fn equal_texts_have_equal_vectors() {
     assert_ne!(found["data"][0]["embedding"], found["data"][1]["embedding"]);
     assert_eq!(found["data"][0]["embedding"].as_array().unwrap().len(), 8);
 }
+
+#[tokio::test]
+async fn its_metrics_tell_how_full_running_requests_make_the_cache() {
+    let sim = start(|settings| {
+        settings.kv_tokens = 100;
+        settings.ttft_ms = 60_000;
+    })
+    .await;
+    let cache = async || {
+        let page = reqwest::get(sim.url() + "/metrics").await.unwrap();
+        let page = page.text().await.unwrap();
+        let line = page
+            .lines()
+            .find(|line| line.starts_with("vllm:kv_cache_usage_perc{"))
+            .unwrap();
+        line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    assert_eq!(cache().await, 0.0);
+    let body = json!({"model": "sim", "stream": true, "prompt": "x".repeat(30)});
+    let response = post(&sim, "/v1/completions", &body).await;
+    sim.wait_for(|stats| stats.running == 1, SOON).await.unwrap();
+    assert_eq!(cache().await, 0.1);
+    drop(response);
+    sim.wait_for(|stats| stats.cached_tokens == 0, SOON)
+        .await
+        .unwrap();
+    assert_eq!(cache().await, 0.0);
+}
