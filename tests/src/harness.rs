@@ -10,13 +10,15 @@ pub mod cluster;
 pub mod nats;
 pub mod postgres;
 pub mod program;
+pub mod proxy;
 pub mod setup;
 pub mod wait;
 
 pub use client::{Answer, Call, Opened};
 pub use cluster::Cluster;
-pub use nats::Nats;
+pub use nats::{Nats, NatsPlan};
 pub use postgres::{Database, Postgres};
 pub use program::Program;
+pub use proxy::{Proxy, Weather};
 pub use setup::Builder;
 pub use wait::{PATIENCE, until};

@@ -15,6 +15,7 @@ use super::client::Call;
 use super::nats::Nats;
 use super::postgres::{Database, Postgres};
 use super::program::Program;
+use super::proxy::Proxy;
 use super::setup::{Builder, Cli, path_text, write_config};
 use super::wait::{PATIENCE, until};
 use crate::gitlab::{Gitlab, TokenSpec};
@@ -43,6 +44,8 @@ pub struct Cluster {
     pub broker: Program,
     /// The broker's program as a tool, with the broker's settings.
     pub cli: Cli,
+    /// The broker's way to NATS and then each worker's, where the builder put proxies there.
+    pub links: Vec<Proxy>,
     pub(super) workers: Vec<(Program, String)>,
     pub(super) http: reqwest::Client,
     pub(super) api: String,
@@ -228,15 +231,7 @@ impl Cluster {
     /// # Errors
     /// NATS does not answer.
     pub async fn messages(&self, stream: &str) -> Result<u64, String> {
-        let client = async_nats::connect(self.nats.url())
-            .await
-            .map_err(|error| error.to_string())?;
-        let context = async_nats::jetstream::new(client);
-        let stream = context
-            .get_stream(stream)
-            .await
-            .map_err(|error| error.to_string())?;
-        Ok(stream.cached_info().state.messages)
+        self.nats.messages(stream).await
     }
 
     /// Waits until so many requests are in the live stream.

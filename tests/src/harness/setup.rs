@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 
 use super::client::client;
 use super::cluster::Cluster;
-use super::nats::Nats;
+use super::nats::{Nats, NatsPlan};
 use super::postgres::Postgres;
 use super::program::{Program, built, free_port, run};
+use super::proxy::Proxy;
 use super::wait::PATIENCE;
 use crate::gitlab::Gitlab;
 use crate::sim::{Settings, Sim};
@@ -22,6 +23,8 @@ pub struct Builder {
     slots: Value,
     workers: usize,
     own_postgres: bool,
+    nats: NatsPlan,
+    linked: bool,
     broker_env: Vec<(String, String)>,
     worker_env: Vec<(String, String)>,
     config: Value,
@@ -37,6 +40,8 @@ impl Default for Builder {
             slots: json!({"slots": 8}),
             workers: 1,
             own_postgres: false,
+            nats: NatsPlan::default(),
+            linked: false,
             broker_env: Vec::new(),
             worker_env: Vec::new(),
             config: config(),
@@ -117,6 +122,18 @@ impl Builder {
         self
     }
 
+    /// With nats-servers like this; a cluster keeps every stream on three of them.
+    pub fn nats(mut self, plan: NatsPlan) -> Self {
+        self.nats = plan;
+        self
+    }
+
+    /// With a proxy between each program and the (single) nats-server.
+    pub fn linked(mut self) -> Self {
+        self.linked = true;
+        self
+    }
+
     /// With another configuration.
     pub fn configure(mut self, change: impl FnOnce(&mut Value)) -> Self {
         change(&mut self.config);
@@ -143,7 +160,7 @@ impl Builder {
             .tempdir()
             .expect("a folder");
         let (nats, (postgres, database), sim, gitlab) = tokio::join!(
-            Nats::start(folder.path()),
+            Nats::start_as(folder.path(), &self.nats),
             Box::pin(storage(self.own_postgres)),
             Sim::start(self.sim.clone()),
             Gitlab::start(),
@@ -165,6 +182,16 @@ impl Builder {
             ("DUO_LISTEN".to_owned(), api.clone()),
             ("DUO_ADMIN_LISTEN".to_owned(), operations.clone()),
         ]);
+        if self.nats.servers > 1 {
+            broker_env.push(("DUO_NATS_REPLICAS".to_owned(), "3".to_owned()));
+        }
+        let mut links = Vec::new();
+        if self.linked {
+            for _ in 0..=self.workers {
+                links.push(Proxy::start(nats.port()).await);
+            }
+            broker_env.push(("DUO_NATS_URL".to_owned(), links[0].url()));
+        }
         broker_env.extend(self.broker_env.clone());
         let cli = Cli {
             path: broker_path,
@@ -184,11 +211,12 @@ impl Builder {
             .unwrap_or_else(|| format!("{}/v1", sim.url()));
         let worker_file = folder.path().join("worker.yaml");
         self.write_worker_file(&worker_file, &model_url);
-        let workers = self.start_workers(&worker_path, &worker_file, &shared, folder.path());
+        let workers = self.start_workers(&worker_path, &worker_file, &shared, &links, folder.path());
         let mut cluster = Cluster {
             sim,
             gitlab,
             nats,
+            links,
             postgres,
             database,
             config: self.config,
@@ -211,6 +239,7 @@ impl Builder {
         program: &Path,
         file: &Path,
         shared: &[(String, String)],
+        links: &[Proxy],
         folder: &Path,
     ) -> Vec<(Program, String)> {
         let start = |number: usize| {
@@ -222,6 +251,11 @@ impl Builder {
                 ("DUO_WORKER_FILE".to_owned(), file.display().to_string()),
                 ("DUO_ADMIN_LISTEN".to_owned(), operations.clone()),
             ]);
+            env.extend(
+                links
+                    .get(number)
+                    .map(|link| ("DUO_NATS_URL".to_owned(), link.url())),
+            );
             env.extend(self.worker_env.clone());
             let worker = Program::start(&format!("worker-{name}"), program, &["run"], env, folder);
             (worker, operations)
@@ -266,18 +300,6 @@ impl Cli {
         let (fine, out, err) = self.run(arguments).await;
         assert!(fine, "duo-broker {}: {out}{err}", arguments.join(" "));
         out
-    }
-
-    /// Starts a further broker with these variables changed; its log is in `folder`.
-    pub fn serve(&self, name: &str, changes: &[(&str, String)], folder: &Path) -> Program {
-        let mut env = self.env.clone();
-        env.retain(|(known, _)| !changes.iter().any(|(changed, _)| known == changed));
-        env.extend(
-            changes
-                .iter()
-                .map(|(name, value)| ((*name).to_owned(), value.clone())),
-        );
-        Program::start(name, &self.path, &["serve"], env, folder)
     }
 
     /// Makes an API token and gives its secret.
