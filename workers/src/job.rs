@@ -375,7 +375,11 @@ impl Attempt<'_> {
         };
         match self
             .reply
-            .finish(FrameKind::Done { summary, body }, lease(self.head))
+            .finish(
+                FrameKind::Done { summary, body },
+                lease(self.head),
+                instant(self.head.end_by_ms),
+            )
             .await
         {
             Ok(ended) => settled(ended),
@@ -405,7 +409,11 @@ impl Attempt<'_> {
         };
         let ended = self
             .reply
-            .finish(FrameKind::Failed(failed), lease(self.head))
+            .finish(
+                FrameKind::Failed(failed),
+                lease(self.head),
+                instant(self.head.end_by_ms),
+            )
             .await;
         ended.map_or(Outcome::Unheard, settled)
     }
@@ -420,7 +428,8 @@ impl Attempt<'_> {
             output_tokens: None,
             leaving: true,
         };
-        let ended = self.reply.finish(FrameKind::Failed(failed), LEAVE_WAIT).await;
+        let by = Instant::now() + LEAVE_WAIT;
+        let ended = self.reply.finish(FrameKind::Failed(failed), LEAVE_WAIT, by).await;
         match ended {
             Ok(Ended::Unheard) | Err(_) => Outcome::HandedBack(Duration::ZERO),
             Ok(ended) => settled(ended),

@@ -10,7 +10,7 @@ use std::future::poll_fn;
 use std::task::Poll;
 use std::time::Duration;
 
-use async_nats::{Message, Subject, Subscriber};
+use async_nats::{Message, StatusCode, Subject, Subscriber};
 use bytes::Bytes;
 use duo_process::nats::Nats;
 use futures_util::StreamExt as _;
@@ -24,6 +24,11 @@ const EXPIRES: Duration = Duration::from_secs(20);
 const SLACK: Duration = Duration::from_secs(2);
 /// A pull that waits; nanoseconds of [`EXPIRES`].
 const WAITING: &[u8] = br#"{"batch":1,"expires":20000000000}"#;
+/// The same, and the server says every second that it still knows it.
+const BEATING: &[u8] = br#"{"batch":1,"expires":20000000000,"idle_heartbeat":1000000000}"#;
+/// A consumer whose beating pull is silent for so long has lost all its pulls: the server that led it has died or
+/// hangs, and the one that leads now knows nothing of them.
+const SILENCE: Duration = Duration::from_millis(3500);
 /// A pull that is answered at once.
 const PROBE: &[u8] = br#"{"batch":1,"no_wait":true}"#;
 
@@ -44,6 +49,8 @@ struct Consumer {
     prefix: String,
     answers: Subscriber,
     sent: VecDeque<Sent>,
+    /// Its beat is overdue, and not all that is lost with it has been told.
+    silent: bool,
 }
 
 #[derive(Debug)]
@@ -51,6 +58,8 @@ struct Sent {
     token: u64,
     pull: Pull,
     lost_at: Instant,
+    /// When the next beat is overdue, on the pull that the server shows signs of life for.
+    silent_at: Option<Instant>,
 }
 
 impl Pulls {
@@ -68,6 +77,7 @@ impl Pulls {
                 prefix,
                 answers,
                 sent: VecDeque::new(),
+                silent: false,
             });
         }
         Ok(Self {
@@ -82,17 +92,22 @@ impl Pulls {
     /// # Errors
     /// The connection is closed for good.
     pub async fn send(&mut self, index: usize, pull: Pull) -> Result<(), async_nats::PublishError> {
-        let (payload, patience) = match pull {
-            Pull::Waiting => (WAITING, EXPIRES + SLACK),
-            Pull::Probe => (PROBE, SLACK),
-        };
         self.next += 1;
         let consumer = &mut self.consumers[index];
+        let beating = consumer.sent.iter().any(|sent| sent.silent_at.is_some());
+        let (payload, patience, silence) = match pull {
+            // One is enough to tell that the others are known too.
+            Pull::Waiting if beating => (WAITING, EXPIRES + SLACK, None),
+            Pull::Waiting => (BEATING, EXPIRES + SLACK, Some(SILENCE)),
+            Pull::Probe => (PROBE, SLACK, None),
+        };
+        let now = Instant::now();
         let reply = format!("{}.{}", consumer.prefix, self.next);
         consumer.sent.push_back(Sent {
             token: self.next,
             pull,
-            lost_at: Instant::now() + patience,
+            lost_at: now + patience,
+            silent_at: silence.map(|silence| now + silence),
         });
         let subject = consumer.subject.clone();
         self.nats
@@ -117,7 +132,7 @@ impl Pulls {
         .await
     }
 
-    /// The pull that `message` answers, no longer under way; nothing if it is not known.
+    /// The pull that `message` answers, no longer under way; nothing if it is not known, or only shows a sign of life.
     pub fn answered(&mut self, index: usize, message: &Message) -> Option<Pull> {
         let sent = &mut self.consumers[index].sent;
         if message.status.is_none() {
@@ -125,32 +140,45 @@ impl Pulls {
         }
         let token: u64 = message.subject.rsplit('.').next()?.parse().ok()?;
         let place = sent.iter().position(|sent| sent.token == token)?;
+        if message.status == Some(StatusCode::IDLE_HEARTBEAT) {
+            sent[place].silent_at = Some(Instant::now() + SILENCE);
+            return None;
+        }
         sent.remove(place).map(|sent| sent.pull)
     }
 
-    /// A pull whose answer is overdue, or any pull when `all` are lost with their connection.
+    /// A pull whose answer is overdue, or any pull of a consumer that is silent, or any pull when `all` are lost with
+    /// their connection.
     pub fn lost(&mut self, all: bool) -> Option<(usize, Pull)> {
         let now = Instant::now();
         self.consumers
             .iter_mut()
             .enumerate()
             .find_map(|(index, consumer)| {
+                consumer.silent |= consumer
+                    .sent
+                    .iter()
+                    .any(|sent| sent.silent_at.is_some_and(|at| at <= now));
                 let overdue = consumer
                     .sent
                     .front()
-                    .is_some_and(|sent| all || sent.lost_at <= now);
-                let sent = overdue.then(|| consumer.sent.pop_front())??;
-                Some((index, sent.pull))
+                    .is_some_and(|sent| all || consumer.silent || sent.lost_at <= now);
+                let sent = overdue.then(|| consumer.sent.pop_front()).flatten();
+                consumer.silent &= sent.is_some();
+                Some((index, sent?.pull))
             })
     }
 
-    /// When the next answer is overdue.
+    /// When the next answer or sign of life is overdue.
     #[must_use]
     pub fn overdue_at(&self) -> Option<Instant> {
         self.consumers
             .iter()
-            .filter_map(|consumer| consumer.sent.front())
-            .map(|sent| sent.lost_at)
+            .flat_map(|consumer| {
+                let answer = consumer.sent.front().map(|sent| sent.lost_at);
+                let beat = consumer.sent.iter().find_map(|sent| sent.silent_at);
+                answer.into_iter().chain(beat)
+            })
             .min()
     }
 

@@ -187,13 +187,19 @@ impl Reply {
     }
 
     /// Sends the last frame as a request until the owner has everything, for
-    /// `lease` at most.
+    /// a `lease` on a connection that is up, and until `end_by` at most: while
+    /// the queue is away the owner waits for it too.
     ///
     /// # Errors
     /// The frame is over the server's limit, or the connection is closed for good.
-    pub async fn finish(&self, last: FrameKind, lease: Duration) -> Result<Ended, ReplyError> {
+    pub async fn finish(
+        &self,
+        last: FrameKind,
+        lease: Duration,
+        end_by: Instant,
+    ) -> Result<Ended, ReplyError> {
         let policy = RetryPolicy::try_new(PAUSE_BASE, PAUSE_CAP, u32::MAX).expect("valid constants");
-        let give_up = Instant::now() + lease;
+        let mut give_up = Instant::now() + lease;
         let Some(frame) = self.keep(last, true) else {
             return Ok(Ended::Unheard);
         };
@@ -229,6 +235,9 @@ impl Reply {
                 Err(error) => tracing::debug!(%error, "a last frame has no answer yet"),
             }
             silences += 1;
+            if !self.nats.is_up() {
+                give_up = end_by.min(Instant::now() + lease);
+            }
             let left = give_up.saturating_duration_since(Instant::now());
             match policy.delay_within(silences, left, None) {
                 Some(pause) => tokio::time::sleep(pause).await,

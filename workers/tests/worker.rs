@@ -5,6 +5,8 @@
 mod harness;
 #[path = "worker/model_server.rs"]
 mod model_server;
+#[path = "worker/pulls.rs"]
+mod pulls;
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};

@@ -20,11 +20,13 @@ use tokio::sync::watch;
 
 pub use inbox::{Inbox, Pending, RequestError};
 
-/// Pings go this often; two missed ones end a connection. The library's
-/// default of a minute leaves a paused server unnoticed for as long.
-const PING_INTERVAL: Duration = Duration::from_secs(5);
-/// One try to connect.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// A silent connection is pinged this often, and ended when two pings have had
+/// no answer: after three seconds. A request may wait five for its
+/// acknowledgement, so a server that hangs in a cluster need not cost it
+/// anything. The library's default of a minute is noticed by every client.
+const PING_INTERVAL: Duration = Duration::from_secs(1);
+/// One try to connect; a server that hangs still accepts connections.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest pause between two tries to reconnect.
 const RECONNECT_CAP: Duration = Duration::from_millis(500);
 /// Messages a subscription buffers before it drops and reports.

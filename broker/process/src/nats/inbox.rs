@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use async_nats::connection::State;
 use async_nats::subject::ToSubject;
 use async_nats::{Client, HeaderMap, Message, StatusCode, Subscriber};
 use bytes::Bytes;
@@ -27,8 +28,8 @@ pub enum RequestError {
     /// No answer in time; it may have been received all the same.
     #[error("no answer in time")]
     TimedOut,
-    /// The connection was lost with the request under way.
-    #[error("the connection to NATS was lost with the request under way")]
+    /// There is no connection, or it was lost with the request under way.
+    #[error("there is no connection to NATS, or it was lost with the request under way")]
     Disconnected,
     /// The payload is over the server's limit.
     #[error("the message is over the NATS server's max_payload")]
@@ -97,13 +98,18 @@ impl Inbox {
     /// Sends a request now; the answer is the future that comes back.
     ///
     /// # Errors
-    /// The connection is closed for good or the payload is over the server's limit.
+    /// There is no connection, it is closed for good, or the payload is over the server's limit.
     pub async fn send(
         &self,
         subject: impl ToSubject,
         headers: Option<HeaderMap>,
         payload: Bytes,
     ) -> Result<Pending, RequestError> {
+        // The library would keep it and send it when whoever asked has long been refused; and once it keeps as much
+        // as it can, this would wait without a bound.
+        if self.client.connection_state() != State::Connected {
+            return Err(RequestError::Disconnected);
+        }
         let token = self.waiting.next.fetch_add(1, Ordering::Relaxed);
         let (sender, answer) = oneshot::channel();
         self.waiting.shard(token).insert(token, sender);
