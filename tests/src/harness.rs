@@ -5,6 +5,7 @@
 //! fails. The programs are those that cargo has put beside the test; `./tests/run` builds them first. Nothing here
 //! waits without a bound, and nothing sleeps to let something happen: what is waited for is looked at again and again.
 
+pub mod balancer;
 pub mod client;
 pub mod cluster;
 pub mod nats;
@@ -14,6 +15,7 @@ pub mod proxy;
 pub mod setup;
 pub mod wait;
 
+pub use balancer::Balancer;
 pub use client::{Answer, Call, Opened};
 pub use cluster::Cluster;
 pub use nats::{Nats, NatsPlan};

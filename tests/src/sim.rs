@@ -10,6 +10,7 @@ mod control;
 mod embeddings;
 pub mod expected;
 mod fault;
+mod follow;
 mod generation;
 mod plan;
 mod prompt;
@@ -42,6 +43,7 @@ use self::shared::Shared;
 use crate::server::Server;
 
 pub use self::fault::Fault;
+pub use self::follow::UnderWay;
 pub use self::settings::Settings;
 pub use self::shared::LastRequest;
 pub use self::stats::{Requests, Stats};
@@ -109,6 +111,16 @@ impl Sim {
     /// One look at the counters; they stay readable after the server died.
     pub fn stats(&self) -> Stats {
         self.shared.stats()
+    }
+
+    /// The requests under way whose prompts hold an id that [`Settings::follow`] looks for, oldest first.
+    pub fn under_way(&self) -> Vec<UnderWay> {
+        self.shared.under_way.now()
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> Settings {
+        (*self.shared.settings()).clone()
     }
 
     /// Changes settings; requests under way keep the ones they started with.

@@ -51,6 +51,14 @@ impl Connection {
         })
     }
 
+    /// This end's own address.
+    ///
+    /// # Errors
+    /// The socket is no longer good.
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
     /// Sends a whole request and reads the answer's head; returns the status.
     ///
     /// # Errors

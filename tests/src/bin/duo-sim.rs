@@ -16,8 +16,8 @@ use duo_system_tests::sim::{Settings, Sim};
 ///   curl -X PATCH http://127.0.0.1:18080/control -H 'content-type: application/json' -d '{"ttft_ms": 200}'
 ///
 /// Look and steer: GET /control (settings), GET /control/stats (counters), GET /control/last (body of the last
-/// request), POST /control/kill (die at once), POST /control/drain (refuse new requests), POST
-/// /control/unhealthy {"on": true}.
+/// request), GET /control/running (followed requests under way), POST /control/kill (die at once), POST
+/// /control/drain (refuse new requests), POST /control/unhealthy {"on": true}.
 #[derive(Parser)]
 #[command(name = "duo-sim", version, verbatim_doc_comment)]
 struct Options {

@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use duo_contract::subject::{AUDIT_STREAM, LIVE_STREAM};
@@ -40,17 +41,27 @@ pub struct Cluster {
     pub client_token: String,
     /// An API token that may read the audit log.
     pub auditor_token: String,
-    /// The broker.
+    /// The first broker.
     pub broker: Program,
     /// The broker's program as a tool, with the broker's settings.
     pub cli: Cli,
-    /// The broker's way to NATS and then each worker's, where the builder put proxies there.
+    /// The brokers' way to NATS and then each worker's, where the builder put proxies there.
     pub links: Vec<Proxy>,
+    /// The other brokers.
+    pub(super) peers: Vec<Peer>,
     pub(super) workers: Vec<(Program, String)>,
-    pub(super) http: reqwest::Client,
+    pub(crate) http: reqwest::Client,
     pub(super) api: String,
     pub(super) operations: String,
     pub(super) folder: Option<tempfile::TempDir>,
+}
+
+/// A broker beside the first.
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) program: Program,
+    pub(super) api: String,
+    pub(super) operations: String,
 }
 
 impl Cluster {
@@ -72,6 +83,18 @@ impl Cluster {
     /// The API's base URL.
     pub fn url(&self) -> String {
         format!("http://{}", self.api)
+    }
+
+    /// Where the API of the broker with this number, from 0, listens.
+    ///
+    /// # Panics
+    /// There is none.
+    pub fn address_of(&self, number: usize) -> SocketAddr {
+        let api = match number {
+            0 => &self.api,
+            _ => &self.peers[number - 1].api,
+        };
+        api.parse().expect("an address of ours")
     }
 
     /// A call to the API without any token.
@@ -111,6 +134,27 @@ impl Cluster {
     }
 
     // The programs.
+
+    /// How many brokers there are.
+    pub fn brokers(&self) -> usize {
+        1 + self.peers.len()
+    }
+
+    /// How many workers there are.
+    pub fn workers(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// The broker with this number, from 0.
+    ///
+    /// # Panics
+    /// There is none.
+    pub fn broker_at(&mut self, number: usize) -> &mut Program {
+        match number {
+            0 => &mut self.broker,
+            _ => &mut self.peers[number - 1].program,
+        }
+    }
 
     /// The worker with this number, from 0.
     ///
@@ -153,21 +197,40 @@ impl Cluster {
     /// One does not in time, or has ended.
     pub async fn ready(&mut self, max: Duration) {
         let workers = self.workers.iter_mut().map(|(program, at)| (program, &*at));
-        let programs = std::iter::once((&mut self.broker, &self.operations)).chain(workers);
+        let peers = self
+            .peers
+            .iter_mut()
+            .map(|peer| (&mut peer.program, &peer.operations));
+        let programs = std::iter::once((&mut self.broker, &self.operations))
+            .chain(peers)
+            .chain(workers);
         for (program, at) in programs {
-            let url = format!("http://{at}/readyz");
-            let (name, http) = (program.name().to_owned(), &self.http);
-            until(&format!("{name} is ready"), max, async || {
-                if let Some(status) = program.exited() {
-                    panic!("{name} ended ({status}); its log:\n{}", program.last_words());
-                }
-                let answer = http.get(&url).send().await.map_err(|error| error.to_string())?;
-                let fine = answer.status().is_success();
-                let text = answer.text().await.unwrap_or_default();
-                if fine { Ok(()) } else { Err(text) }
-            })
-            .await;
+            ready(program, at, &self.http, max).await;
         }
+    }
+
+    /// Waits until the broker with this number says that it is ready.
+    ///
+    /// # Panics
+    /// It does not in time, or has ended.
+    pub async fn broker_ready(&mut self, number: usize, max: Duration) {
+        let (program, at) = match number {
+            0 => (&mut self.broker, &self.operations),
+            _ => {
+                let peer = &mut self.peers[number - 1];
+                (&mut peer.program, &peer.operations)
+            }
+        };
+        ready(program, at, &self.http, max).await;
+    }
+
+    /// Waits until the worker with this number says that it is ready.
+    ///
+    /// # Panics
+    /// It does not in time, or has ended.
+    pub async fn worker_ready(&mut self, number: usize, max: Duration) {
+        let (program, at) = &mut self.workers[number];
+        ready(program, at, &self.http, max).await;
     }
 
     /// Changes the configuration by `config apply`: did it succeed, and what it said.
@@ -188,6 +251,13 @@ impl Cluster {
 
     // What is to be seen.
 
+    /// Lets every log and the files of NATS stay after the end, and tells where.
+    pub fn keep(&mut self) -> PathBuf {
+        let folder = self.folder.as_mut().expect("it stands");
+        folder.disable_cleanup(true);
+        folder.path().to_owned()
+    }
+
     /// The folder with every log and with the files of NATS.
     ///
     /// # Panics
@@ -196,12 +266,26 @@ impl Cluster {
         self.folder.as_ref().expect("it stands").path()
     }
 
-    /// The broker's metrics as text.
+    /// The first broker's metrics as text.
     ///
     /// # Errors
     /// The broker does not answer.
     pub async fn metrics(&self) -> Result<String, String> {
         self.metrics_at(&self.operations).await
+    }
+
+    /// The metrics of the broker with this number as text.
+    ///
+    /// # Errors
+    /// The broker does not answer.
+    ///
+    /// # Panics
+    /// There is none.
+    pub async fn broker_metrics(&self, number: usize) -> Result<String, String> {
+        match number {
+            0 => self.metrics().await,
+            _ => self.metrics_at(&self.peers[number - 1].operations).await,
+        }
     }
 
     /// A worker's metrics as text.
@@ -329,7 +413,10 @@ impl Cluster {
     pub async fn assert_clean(&self) {
         until("everything is clean", PATIENCE, async || {
             let stats = self.sim.stats();
-            let metrics = self.metrics().await?;
+            let mut metrics = String::new();
+            for number in 0..self.brokers() {
+                metrics += &self.broker_metrics(number).await?;
+            }
             let count = |name: &str| sum(&metrics, name);
             let mut seen = vec![
                 (
@@ -384,6 +471,21 @@ impl Cluster {
 const UNENDED: &str = "SELECT count(*) FROM (SELECT request_id FROM audit_events GROUP BY request_id \
      HAVING count(*) FILTER (WHERE kind = 'ended') <> 1) AS unended";
 
+async fn ready(program: &mut Program, at: &str, http: &reqwest::Client, max: Duration) {
+    let url = format!("http://{at}/readyz");
+    let name = program.name().to_owned();
+    until(&format!("{name} is ready"), max, async || {
+        if let Some(status) = program.exited() {
+            panic!("{name} ended ({status}); its log:\n{}", program.last_words());
+        }
+        let answer = http.get(&url).send().await.map_err(|error| error.to_string())?;
+        let fine = answer.status().is_success();
+        let text = answer.text().await.unwrap_or_default();
+        if fine { Ok(()) } else { Err(text) }
+    })
+    .await;
+}
+
 /// The sum of all series of a metric.
 pub fn sum(metrics: &str, name: &str) -> f64 {
     let values = metrics.lines().filter_map(|line| {
@@ -407,8 +509,9 @@ impl Drop for Cluster {
             return;
         };
         let mut text = format!("\nlogs and files of this test: {}\n", folder.display());
+        let peers = self.peers.iter().map(|peer| &peer.program);
         let workers = self.workers.iter().map(|(program, _)| program);
-        for program in std::iter::once(&self.broker).chain(workers) {
+        for program in std::iter::once(&self.broker).chain(peers).chain(workers) {
             text += &format!(
                 "--- the end of {}\n{}\n",
                 program.log().display(),

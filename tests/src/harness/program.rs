@@ -201,7 +201,11 @@ fn append(path: &Path) -> File {
 /// It is missing, or older than a source it is made of: build it with `cargo build --workspace`, as `./tests/run` does.
 pub fn built(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("the test's own path");
-    let folder = test.ancestors().nth(2).expect("target/<profile>/deps/<test>");
+    // A test lies in target/<profile>/deps, a program in target/<profile>.
+    let mut folders = test.ancestors().skip(1).take(2);
+    let folder = folders
+        .find(|folder| !folder.ends_with("deps"))
+        .expect("target/<profile>/deps/<test>");
     let path = folder.join(name);
     let Ok(made) = fs::metadata(&path).and_then(|file| file.modified()) else {
         panic!(

@@ -7,7 +7,7 @@ use base64::Engine as _;
 use serde_json::{Value, json};
 
 use super::client::client;
-use super::cluster::Cluster;
+use super::cluster::{Cluster, Peer};
 use super::nats::{Nats, NatsPlan};
 use super::postgres::Postgres;
 use super::program::{Program, built, free_port, run};
@@ -21,12 +21,15 @@ use crate::sim::{Settings, Sim};
 pub struct Builder {
     sim: Settings,
     slots: Value,
+    brokers: usize,
     workers: usize,
     own_postgres: bool,
     nats: NatsPlan,
     linked: bool,
     broker_env: Vec<(String, String)>,
     worker_env: Vec<(String, String)>,
+    worker_env_of: Vec<(usize, String, String)>,
+    key_variable: Option<String>,
     config: Value,
     model_url: Option<String>,
     model_kind: &'static str,
@@ -38,12 +41,15 @@ impl Default for Builder {
         Self {
             sim: Settings::default(),
             slots: json!({"slots": 8}),
+            brokers: 1,
             workers: 1,
             own_postgres: false,
             nats: NatsPlan::default(),
             linked: false,
             broker_env: Vec::new(),
             worker_env: Vec::new(),
+            worker_env_of: Vec::new(),
+            key_variable: None,
             config: config(),
             model_url: None,
             model_kind: "vllm",
@@ -93,6 +99,12 @@ impl Builder {
         self
     }
 
+    /// With so many brokers, named `b1`, `b2` and so on.
+    pub fn brokers(mut self, brokers: usize) -> Self {
+        self.brokers = brokers;
+        self
+    }
+
     /// With so many workers.
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
@@ -104,9 +116,22 @@ impl Builder {
         self.broker_env("DUO_LEASE", span)
     }
 
-    /// With one more variable for the broker.
+    /// With one more variable for the brokers.
     pub fn broker_env(mut self, name: &str, value: &str) -> Self {
         self.broker_env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// With one more variable for the worker with this number, from 0.
+    pub fn worker_env_of(mut self, number: usize, name: &str, value: &str) -> Self {
+        self.worker_env_of
+            .push((number, name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// With workers that send the value of this variable of theirs as the model server's key.
+    pub fn key_variable(mut self, name: &str) -> Self {
+        self.key_variable = Some(name.to_owned());
         self
     }
 
@@ -175,27 +200,30 @@ impl Builder {
             ("DUO_LOG".to_owned(), "info,duo=debug".to_owned()),
         ];
         let (api, operations) = (local(), local());
-        let mut broker_env = shared.clone();
-        broker_env.extend([
-            ("DUO_DATABASE_URL".to_owned(), database.url().to_owned()),
-            ("DUO_BROKER_NAME".to_owned(), "b1".to_owned()),
-            ("DUO_LISTEN".to_owned(), api.clone()),
-            ("DUO_ADMIN_LISTEN".to_owned(), operations.clone()),
-        ]);
-        if self.nats.servers > 1 {
-            broker_env.push(("DUO_NATS_REPLICAS".to_owned(), "3".to_owned()));
-        }
         let mut links = Vec::new();
         if self.linked {
             for _ in 0..=self.workers {
                 links.push(Proxy::start(nats.port()).await);
             }
-            broker_env.push(("DUO_NATS_URL".to_owned(), links[0].url()));
         }
-        broker_env.extend(self.broker_env.clone());
+        let broker_env = |name: String, api: &str, operations: &str| {
+            let mut env = shared.clone();
+            env.extend([
+                ("DUO_DATABASE_URL".to_owned(), database.url().to_owned()),
+                ("DUO_BROKER_NAME".to_owned(), name),
+                ("DUO_LISTEN".to_owned(), api.to_owned()),
+                ("DUO_ADMIN_LISTEN".to_owned(), operations.to_owned()),
+            ]);
+            if self.nats.servers > 1 {
+                env.push(("DUO_NATS_REPLICAS".to_owned(), "3".to_owned()));
+            }
+            env.extend(links.first().map(|link| ("DUO_NATS_URL".to_owned(), link.url())));
+            env.extend(self.broker_env.clone());
+            env
+        };
         let cli = Cli {
             path: broker_path,
-            env: broker_env,
+            env: broker_env("b1".to_owned(), &api, &operations),
         };
         cli.succeed(&["migrate"]).await;
         let file = folder.path().join("config.yaml");
@@ -205,6 +233,18 @@ impl Builder {
         let auditor_token = cli.token("system-auditor", "auditor", &[]).await;
 
         let broker = Program::start("broker", &cli.path, &["serve"], cli.env.clone(), folder.path());
+        let start_peer = |number: usize| {
+            let (api, operations) = (local(), local());
+            let env = broker_env(format!("b{number}"), &api, &operations);
+            let name = format!("broker-b{number}");
+            let program = Program::start(&name, &cli.path, &["serve"], env, folder.path());
+            Peer {
+                program,
+                api,
+                operations,
+            }
+        };
+        let peers = (2..=self.brokers).map(start_peer).collect();
         let model_url = self
             .model_url
             .clone()
@@ -226,6 +266,7 @@ impl Builder {
             api,
             operations,
             broker,
+            peers,
             workers,
             cli,
             folder: Some(folder),
@@ -257,6 +298,8 @@ impl Builder {
                     .map(|link| ("DUO_NATS_URL".to_owned(), link.url())),
             );
             env.extend(self.worker_env.clone());
+            let own = self.worker_env_of.iter().filter(|(of, ..)| of + 1 == number);
+            env.extend(own.map(|(_, name, value)| (name.clone(), value.clone())));
             let worker = Program::start(&format!("worker-{name}"), program, &["run"], env, folder);
             (worker, operations)
         };
@@ -273,6 +316,9 @@ impl Builder {
         });
         for (name, value) in self.slots.as_object().expect("fields") {
             server[name] = value.clone();
+        }
+        if let Some(name) = &self.key_variable {
+            server["api_key_env"] = name.as_str().into();
         }
         write_config(path, &json!({"servers": [server]}));
     }

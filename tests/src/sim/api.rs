@@ -9,11 +9,13 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
-use http::{StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use serde_json::json;
 use time::OffsetDateTime;
 
 use super::fault::Fault;
+use super::follow::UnderWay;
+use super::generation::Generation;
 use super::refusal::Refusal;
 use super::request::{Ask, Shape};
 use super::sequence::Start;
@@ -66,6 +68,7 @@ async fn generate(shared: &Arc<Shared>, shape: Shape, request: Request) -> Respo
         shared.counters.refused();
         refusal.into_response()
     };
+    let key = settings.follow.as_ref().map(|_| bearer(request.headers()));
     let body = match receive(shared, &settings, request).await {
         Ok(body) => body,
         Err(refusal) => return refuse(refusal),
@@ -96,10 +99,21 @@ async fn generate(shared: &Arc<Shared>, shape: Shape, request: Request) -> Respo
             Start::Diverged => shared.counters.diverged(),
         }
     }
+    let followed = key.zip(ask.id.clone()).map(|(key, id)| UnderWay { id, key });
+    let generation = Generation::new(Arc::clone(shared), followed);
     if ask.stream {
-        return stream::reply(shared, settings, ask, drawn);
+        return stream::reply(shared, settings, ask, drawn, generation);
     }
-    unary::reply(shared, &settings, ask, drawn).await
+    unary::reply(shared, &settings, ask, drawn, generation).await
+}
+
+/// The key that a request brings, or nothing.
+fn bearer(headers: &HeaderMap) -> String {
+    let given = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok());
+    let key = given.and_then(|given| given.strip_prefix("Bearer "));
+    key.unwrap_or_default().to_owned()
 }
 
 /// Checks the key, reads the body and keeps the request for inspection.

@@ -19,6 +19,7 @@ pub(crate) fn router() -> Router<Arc<Shared>> {
     Router::new()
         .route("/", get(show).patch(change))
         .route("/stats", get(stats))
+        .route("/running", get(running))
         .route("/last", get(last))
         .route("/last/headers", get(last_headers))
         .route("/kill", post(kill))
@@ -55,6 +56,10 @@ fn settings(shared: &Shared) -> Value {
 
 async fn stats(State(shared): State<Arc<Shared>>) -> axum::Json<Stats> {
     axum::Json(shared.stats())
+}
+
+async fn running(State(shared): State<Arc<Shared>>) -> Response {
+    axum::Json(shared.under_way.now()).into_response()
 }
 
 async fn last(State(shared): State<Arc<Shared>>) -> Response {

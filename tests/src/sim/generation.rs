@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::follow::UnderWay;
 use super::shared::Shared;
 use super::slots::Slot;
 
@@ -14,16 +15,20 @@ pub(crate) struct Generation {
     /// Tokens it has in the cache.
     cached: AtomicUsize,
     ended: bool,
+    /// Its number in the list of those that are followed.
+    followed: Option<u64>,
 }
 
 impl Generation {
-    /// A request about to join the line.
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+    /// A request about to join the line, listed under its id if it has one.
+    pub(crate) fn new(shared: Arc<Shared>, followed: Option<UnderWay>) -> Self {
+        let followed = followed.map(|who| shared.under_way.begin(who));
         Self {
             shared,
             slot: None,
             cached: AtomicUsize::new(0),
             ended: false,
+            followed,
         }
     }
 
@@ -85,11 +90,17 @@ impl Generation {
         self.ended = true;
         self.uncache();
         self.slot = None;
+        if let Some(number) = self.followed.take() {
+            self.shared.under_way.end(number);
+        }
     }
 }
 
 impl Drop for Generation {
     fn drop(&mut self) {
+        if let Some(number) = self.followed {
+            self.shared.under_way.end(number);
+        }
         if self.ended {
             return;
         }

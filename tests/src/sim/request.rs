@@ -32,6 +32,8 @@ pub(crate) struct Ask {
     pub(crate) continuous_usage: bool,
     /// How each prompt relates to an earlier answer.
     pub(crate) starts: Vec<Start>,
+    /// The id in its prompt, if ids are looked for.
+    pub(crate) id: Option<String>,
 }
 
 /// The fields the simulator looks at; all others are accepted and ignored, as vLLM does.
@@ -79,6 +81,10 @@ impl Ask {
         let mut starts = Vec::with_capacity(1);
         let mut prompt_ids = wire.return_token_ids.unwrap_or(false).then(Vec::new);
         let prompt_tokens = prompts.iter().map(Prompt::tokens).sum();
+        let id = settings.follow.as_ref().and_then(|prefix| {
+            let mut texts = prompts.iter().map(|prompt| &prompt.text);
+            texts.find_map(|text| id_in(text, prefix))
+        });
         for prompt in prompts {
             let limits = wire.limits(prompt.tokens(), settings)?;
             let (sequence, place, start) = locate(&prompt.text, &prompt.generated, last);
@@ -105,6 +111,7 @@ impl Ask {
             include_usage: options.include_usage.unwrap_or(false),
             continuous_usage: options.continuous_usage_stats.unwrap_or(false),
             starts,
+            id,
         })
     }
 
@@ -219,6 +226,14 @@ impl Wire<'_> {
             )),
         }
     }
+}
+
+/// The first id in a prompt: the prefix and the letters, digits and dashes behind it.
+fn id_in(text: &str, prefix: &str) -> Option<String> {
+    let found = &text[text.find(prefix)?..];
+    let behind = found[prefix.len()..].find(|c: char| !(c.is_ascii_alphanumeric() || c == '-'));
+    let end = behind.map_or(found.len(), |behind| prefix.len() + behind);
+    Some(found[..end].to_owned())
 }
 
 fn refuse_budget(asked: Option<usize>, raw: Option<i64>, prompt: usize, context: usize) -> Refusal {

@@ -76,6 +76,9 @@ pub struct Settings {
     /// Ask for this key on /v1/* and answer 401 without it
     #[arg(long, value_name = "KEY")]
     pub api_key: Option<String>,
+    /// Prefix of ids to look for in prompts; GET /control/running lists those under way
+    #[arg(long, value_name = "PREFIX")]
+    pub follow: Option<String>,
     /// Fail this many requests with --fail-status, from the next one on
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub fail_next: usize,

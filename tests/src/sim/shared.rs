@@ -8,6 +8,7 @@ use http::{HeaderMap, header};
 use tokio::sync::watch;
 
 use super::fault::Faults;
+use super::follow::List;
 use super::refusal::Refusal;
 use super::settings::Settings;
 use super::slots::Slots;
@@ -31,6 +32,7 @@ pub(crate) struct Shared {
     pub(crate) slots: Arc<Slots>,
     pub(crate) faults: Faults,
     pub(crate) counters: Counters,
+    pub(crate) under_way: List,
     last: Mutex<Option<LastRequest>>,
     replies: AtomicU64,
     pub(crate) draining: AtomicBool,
@@ -51,6 +53,7 @@ impl Shared {
             settings: RwLock::new(Arc::new(settings)),
             faults,
             counters: Counters::default(),
+            under_way: List::default(),
             last: Mutex::default(),
             replies: AtomicU64::new(0),
             draining: AtomicBool::new(false),

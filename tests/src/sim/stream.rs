@@ -60,10 +60,11 @@ pub(crate) fn reply(
     settings: Arc<Settings>,
     ask: Ask,
     drawn: Option<Drawn>,
+    generation: Generation,
 ) -> Response {
     let stream = Stream {
         writer: Writer::new(&ask, shared.next_reply()),
-        generation: Generation::new(Arc::clone(shared)),
+        generation,
         fault: drawn.map(|drawn| (drawn.fault, place(drawn, &settings, ask.tokens()))),
         first: None,
         sent: 0,

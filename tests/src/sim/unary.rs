@@ -22,8 +22,8 @@ pub(crate) async fn reply(
     settings: &Settings,
     ask: Ask,
     drawn: Option<Drawn>,
+    mut generation: Generation,
 ) -> Response {
-    let mut generation = Generation::new(Arc::clone(shared));
     generation.start(ask.prompt_tokens).await;
     let tokens = ask.tokens();
     let steps = tokens.saturating_sub(1) as u64;

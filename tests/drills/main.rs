@@ -1,0 +1,17 @@
+//! The short form of every failure drill; `./tests/drills/run` runs the full ones.
+
+use duo_system_tests::drill::{Size, find};
+
+/// Where the short drills take their choices from.
+const SEED: u64 = 1;
+
+async fn passes(name: &str) {
+    let drill = find(name).expect("a drill of this name");
+    let report = (drill.run)(Size::short(SEED)).await;
+    assert!(report.passed(), "\n{}", report.lines().join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_broker_takes_down_its_own_clients_only() {
+    passes("broker-kill").await;
+}

@@ -1,0 +1,90 @@
+//! Failure drills: load, a fault, and a checker that looks at everything afterwards.
+//!
+//! A [`Drill`] starts its own [`Cluster`](crate::harness::Cluster), sends [`load`], injects its fault, and hands the
+//! [`history`] to the [`checker`], which yields a [`Report`]. Everything random comes from the seed. To add a drill:
+//! a file `drill/<name>.rs` with `async fn run(size: Size) -> Report`, an entry in [`ALL`], and a test of its short
+//! form in `tests/drills/main.rs`.
+
+mod broker_kill;
+pub mod checker;
+pub mod history;
+pub mod kind;
+pub mod load;
+pub mod random;
+pub mod report;
+mod worker_kill;
+
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::LocalBoxFuture;
+
+pub use checker::Checker;
+pub use history::{Asked, End, History, Strike};
+pub use kind::Kind;
+pub use load::{Load, Pace, Plan};
+pub use report::{Counts, Report};
+
+/// One drill.
+#[derive(Debug, Clone, Copy)]
+pub struct Drill {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// What it shows, in one line.
+    pub shows: &'static str,
+    /// Runs it.
+    pub run: fn(Size) -> LocalBoxFuture<'static, Report>,
+}
+
+/// How much of a drill is to be run.
+#[derive(Debug, Clone, Copy)]
+pub struct Size {
+    /// Where all randomness comes from.
+    pub seed: u64,
+    /// How long the load lasts, if it was asked for.
+    pub seconds: Option<u64>,
+    /// Is this the form that is part of the tests, over in seconds?
+    pub short: bool,
+    /// How many faults, if it was asked for; only the mix looks at it.
+    pub faults: Option<u64>,
+    /// How many of them are kills, if it was asked for; only the mix looks at it.
+    pub kills: Option<u64>,
+}
+
+/// Every drill, in the order in which `all` runs them.
+pub const ALL: &[Drill] = &[
+    Drill {
+        name: "worker-kill",
+        shows: "a killed worker is invisible: streams go on byte for byte",
+        run: |size| worker_kill::run(size).boxed_local(),
+    },
+    Drill {
+        name: "broker-kill",
+        shows: "a killed broker takes down its own clients only, and its work stops within two leases",
+        run: |size| broker_kill::run(size).boxed_local(),
+    },
+];
+
+/// The drill of this name.
+pub fn find(name: &str) -> Option<&'static Drill> {
+    ALL.iter().find(|drill| drill.name == name)
+}
+
+impl Size {
+    /// The form that is part of the tests.
+    pub fn short(seed: u64) -> Self {
+        Self {
+            seed,
+            seconds: None,
+            short: true,
+            faults: None,
+            kills: None,
+        }
+    }
+
+    /// How long the load lasts, given how long it does in the short and in the full form.
+    pub fn span(&self, short: u64, full: u64) -> Duration {
+        let usual = if self.short { short } else { full };
+        Duration::from_secs(self.seconds.unwrap_or(usual))
+    }
+}

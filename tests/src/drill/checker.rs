@@ -1,0 +1,265 @@
+//! Decides whether every promise was kept: it compares what the clients saw with the audit log, and looks for
+//! whatever is still held once nothing is to be done any more.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use async_nats::jetstream;
+use duo_contract::subject::{AUDIT_STREAM, LIVE_STREAM};
+use futures_util::TryStreamExt as _;
+use sqlx::Row as _;
+use tokio::time::{Instant, sleep};
+
+use super::Size;
+use super::history::{Asked, End, History};
+use super::report::{Report, millis};
+use crate::harness::Cluster;
+use crate::harness::cluster::sum;
+
+/// Longest until everything has come to rest after the last request.
+const REST: Duration = Duration::from_secs(40);
+/// Pause between two looks.
+const LOOK: Duration = Duration::from_millis(50);
+/// A broker that dies so soon after an answer has not always told NATS of its end.
+const UNTOLD: Duration = Duration::from_secs(2);
+
+/// What a drill demands beside the promises that hold in every drill.
+#[derive(Debug)]
+pub struct Checker {
+    report: Report,
+    allowed: Vec<&'static str>,
+}
+
+/// What the audit log holds of one request, by correlation id.
+#[derive(Debug, Default)]
+struct Recorded {
+    requests: Vec<String>,
+    broker: String,
+    ends: Vec<String>,
+}
+
+impl Checker {
+    /// A checker for the drill `drill`, which allows no failure.
+    pub fn new(drill: &str, size: Size) -> Self {
+        Self {
+            report: Report::new(drill, size),
+            allowed: Vec::new(),
+        }
+    }
+
+    /// Failures that are honest here, as `outcome` or `outcome: reason` of the audit log.
+    pub fn allow(mut self, failures: &[&'static str]) -> Self {
+        self.allowed.extend(failures);
+        self
+    }
+
+    /// Waits until everything rests, and checks.
+    ///
+    /// # Panics
+    /// The cluster cannot be asked.
+    pub async fn check(mut self, cluster: &Cluster, history: &History) -> Report {
+        let over = history.now();
+        self.report.seconds = over.as_secs_f64();
+        self.rest(cluster).await;
+        self.report
+            .figure("everything at rest after", millis(history.now() - over));
+        let recorded = recorded(cluster).await;
+        for asked in history.all() {
+            self.look_at(&asked, recorded.get(&asked.id), history);
+        }
+        let strange = "SELECT count(*) FROM audit_late_ends";
+        let late = cluster.database.count(strange).await.expect("PostgreSQL answers");
+        self.report.counts.duplicated += late as u64;
+        self.report.demand(late == 0, || {
+            format!("{late} terminal records came after the first of their request")
+        });
+        let rejects = "SELECT count(*) FROM audit_rejects";
+        let rejects = cluster.database.count(rejects).await.expect("PostgreSQL answers");
+        self.report
+            .demand(rejects == 0, || format!("{rejects} audit records were rejected"));
+        let faults = history.strikes().into_iter();
+        self.report.faults = faults.map(|(word, count)| (word.to_owned(), count)).collect();
+        self.report
+    }
+
+    /// One request: exactly one end, and the same one for the client and for the auditor.
+    fn look_at(&mut self, asked: &Asked, recorded: Option<&Recorded>, history: &History) {
+        let counts = &mut self.report.counts;
+        counts.requests += 1;
+        let none = Recorded::default();
+        let recorded = recorded.unwrap_or(&none);
+        let died = |slack| {
+            asked
+                .broker
+                .is_some_and(|number| history.broker_died(number, asked.sent, asked.ended + slack))
+        };
+        let told = recorded.ends.first().map(String::as_str);
+        let mut breach = None;
+        match &asked.end {
+            End::Whole => {
+                counts.completed += 1;
+                if asked.kind.is_stream() {
+                    let gap = asked.longest_gap.as_millis() as u64;
+                    counts.longest_gap_ms = counts.longest_gap_ms.max(gap);
+                }
+                if told.is_some_and(|told| told != "completed") {
+                    counts.misrecorded += 1;
+                    breach = Some("misrecorded");
+                }
+            }
+            End::Failed { .. } => {
+                counts.failed += 1;
+                let reason = told.unwrap_or("without a record");
+                *self.report.failures.entry(reason.to_owned()).or_default() += 1;
+                let outcome = reason.split(':').next().unwrap_or_default();
+                if outcome == "completed" {
+                    counts.misrecorded += 1;
+                    breach = Some("misrecorded");
+                } else if told.is_some()
+                    && !self
+                        .allowed
+                        .iter()
+                        .any(|allowed| [outcome, reason].contains(allowed))
+                {
+                    breach = Some("failed for a reason that is not allowed here");
+                }
+            }
+            End::Cut if died(Duration::ZERO) => counts.cut += 1,
+            End::Cut => {
+                counts.lost += 1;
+                breach = Some("cut, and its broker lives");
+            }
+            End::HungUp(_) => counts.hung_up += 1,
+            End::Silent => {
+                counts.lost += 1;
+                breach = Some("lost, no answer and no failure");
+            }
+            End::Corrupt(_) => {
+                counts.corrupted += 1;
+                breach = Some("corrupted");
+            }
+        }
+        if recorded.ends.len() > 1 || recorded.requests.len() > 1 {
+            counts.duplicated += 1;
+            breach = breach.or(Some("duplicated"));
+        }
+        // A client that left at once may not have been heard at all; any other was.
+        let heard = !recorded.requests.is_empty() || matches!(asked.end, End::Whole | End::Failed { .. });
+        if heard && recorded.ends.is_empty() {
+            if died(UNTOLD) {
+                counts.open_at_dead_brokers += 1;
+            } else {
+                counts.lost += 1;
+                breach = breach.or(Some("lost, no terminal record"));
+            }
+        }
+        if let Some(breach) = breach {
+            let text = format!("{breach}: {asked}; the audit log says {recorded:?}");
+            self.report.breaches.push(text);
+        }
+    }
+
+    /// Waits until nothing is queued, running or held anywhere; what still is, is leaked.
+    async fn rest(&mut self, cluster: &Cluster) {
+        let began = Instant::now();
+        loop {
+            let held = held(cluster).await;
+            if held.is_empty() {
+                return;
+            }
+            if began.elapsed() < REST {
+                sleep(LOOK).await;
+                continue;
+            }
+            for (what, count) in &held {
+                let is_orphan = *what == GENERATIONS;
+                let counter = if is_orphan {
+                    &mut self.report.counts.orphans
+                } else {
+                    &mut self.report.counts.leaked
+                };
+                *counter += *count as u64;
+            }
+            let text = format!("still held {REST:?} after the last request: {held:?}");
+            self.report.breaches.push(text);
+            return;
+        }
+    }
+}
+
+const GENERATIONS: &str = "generations at the model server";
+
+/// What is held now, by name; empty when everything rests.
+async fn held(cluster: &Cluster) -> Vec<(&'static str, f64)> {
+    let stats = cluster.sim.stats();
+    let mut held = vec![(GENERATIONS, (stats.running + stats.waiting) as f64)];
+    let mut add = |what, count: Result<f64, String>| {
+        // Who cannot be asked does not rest yet.
+        held.push((what, count.unwrap_or(1.0)));
+    };
+    for (what, stream) in [
+        ("messages in the live stream", LIVE_STREAM),
+        ("audit records in NATS", AUDIT_STREAM),
+    ] {
+        let count = cluster.messages(stream).await;
+        add(what, count.map(|count| count as f64));
+    }
+    add("deliveries not acknowledged", unacknowledged(cluster).await);
+    for number in 0..cluster.brokers() {
+        let metrics = cluster.broker_metrics(number).await;
+        add(
+            "requests open at a broker",
+            metrics.map(|text| sum(&text, "duo_requests_open")),
+        );
+    }
+    for number in 0..cluster.workers() {
+        let metrics = cluster.worker_metrics(number).await;
+        add(
+            "slots of a worker",
+            metrics.map(|text| sum(&text, "duo_worker_slots_in_use")),
+        );
+    }
+    held.retain(|(_, count)| *count != 0.0);
+    held
+}
+
+/// Deliveries that hold a place of `max_ack_pending`.
+async fn unacknowledged(cluster: &Cluster) -> Result<f64, String> {
+    let client = async_nats::connect(cluster.nats.url())
+        .await
+        .map_err(|error| error.to_string())?;
+    let stream = jetstream::new(client).get_stream(LIVE_STREAM).await;
+    let stream = stream.map_err(|error| error.to_string())?;
+    let consumers: Vec<_> = stream
+        .consumers()
+        .try_collect()
+        .await
+        .map_err(|error| error.to_string())?;
+    Ok(consumers
+        .iter()
+        .map(|consumer| consumer.num_ack_pending as f64)
+        .sum())
+}
+
+async fn recorded(cluster: &Cluster) -> HashMap<String, Recorded> {
+    let sql = "SELECT correlation_id, request_id::text, kind, broker, outcome, reason FROM audit_events \
+         WHERE correlation_id IS NOT NULL ORDER BY occurred_at";
+    let rows = sqlx::query(sql).fetch_all(cluster.database.pool()).await;
+    let mut all: HashMap<String, Recorded> = HashMap::new();
+    for row in rows.expect("PostgreSQL answers") {
+        let entry = all.entry(row.get(0)).or_default();
+        let request: String = row.get(1);
+        if !entry.requests.contains(&request) {
+            entry.requests.push(request);
+        }
+        entry.broker = row.get(3);
+        if row.get::<&str, _>(2) == "ended" {
+            let (outcome, reason): (String, Option<String>) = (row.get(4), row.get(5));
+            entry.ends.push(match reason {
+                Some(reason) => format!("{outcome}: {reason}"),
+                None => outcome,
+            });
+        }
+    }
+    all
+}
