@@ -1,129 +1,98 @@
 //! Whether a lane can take one more request, decided early and honestly.
 //!
 //! Expected wait = work ahead × mean slot time ÷ serving slots. It is computed
-//! from what is queued and running, not from measured throughput, which under
-//! light load is only the arrival rate.
+//! from what is queued and running at all brokers, not from measured
+//! throughput, which under light load is only the arrival rate. What this
+//! broker has in line it knows exactly; what the others have is what the queue
+//! held beyond that when it was last asked, which under pressure is a tenth of
+//! a second ago ([`crate::dispatch::watch`]).
+//!
+//! A request is refused, in this order, because nobody serves its model, its
+//! caller has as many under way as it may, the queue is full, the wait is
+//! longer than the feature allows, or its person has more than a share while
+//! others wait ([`share`]). [`line`] counts, [`estimate`] computes.
+
+mod estimate;
+mod line;
+mod share;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use duo_contract::failure::FailureKind;
 use duo_contract::name::{Lane, ModelName};
 use duo_contract::snapshot::Feature;
 
+use crate::caller::Caller;
 use crate::fleet::{Capacity, Fleet};
 use crate::request::ExchangeError;
+use estimate::Free;
+use line::Load;
+pub use line::{Line, Place};
 
-/// Mean slot time of a model that nobody has used yet.
-const FIRST_GUESS: Duration = Duration::from_millis(500);
-/// Weight of the newest slot time in the running mean: one in this many.
-const MEAN_WINDOW: u64 = 16;
 /// Least `Retry-After`.
 const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Part of a feature's `first_byte_within` that is not promised away: what is
+/// admitted waits nearly as long as it may when there is too much work, and an
+/// estimate that is a little short would then let all of it expire.
+const RESERVE: f64 = 0.125;
+/// What a `Retry-After` has beyond the estimate, as a factor: a slot takes a
+/// moment to change hands.
+const RETRY_MARGIN: f64 = 1.03;
+/// How long a full stream is not asked again.
+const FULL_FOR: Duration = Duration::from_millis(200);
+/// Lower lanes are offered one freed slot in so many first, as workers do.
+const LOWER_FIRST_EVERY: f64 = 8.0;
 
 /// Admission; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Admission {
     fleet: Fleet,
     lines: Arc<RwLock<HashMap<ModelName, Arc<Line>>>>,
+    full_until: Arc<Mutex<Option<Instant>>>,
 }
 
-/// What stands in line for one model, and how long a slot is held.
-#[derive(Debug)]
-pub struct Line {
-    queued: [AtomicI64; 3],
-    running: AtomicI64,
-    /// What all brokers together have queued, as the stream last said.
-    polled: [AtomicI64; 3],
-    mean_slot_us: AtomicU64,
+/// Who asks, as far as admission cares.
+#[derive(Debug, Clone, Copy)]
+pub struct Asker<'a> {
+    /// Keys the caller's share.
+    pub key: &'a str,
+    /// Requests it may have under way for one feature and model.
+    pub limit: u32,
 }
 
-impl Default for Line {
-    fn default() -> Self {
+impl<'a> From<&'a Caller> for Asker<'a> {
+    fn from(caller: &'a Caller) -> Self {
         Self {
-            queued: Default::default(),
-            running: AtomicI64::new(0),
-            polled: Default::default(),
-            mean_slot_us: AtomicU64::new(u64::try_from(FIRST_GUESS.as_micros()).unwrap_or(u64::MAX)),
+            key: &caller.share_key,
+            limit: caller.limit,
         }
     }
 }
 
-fn index(lane: Lane) -> usize {
-    match lane {
-        Lane::Keystroke => 0,
-        Lane::Interactive => 1,
-        Lane::Background => 2,
-    }
+/// What an autoscaler and an administrator want to know of one model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Outlook {
+    /// Slot seconds of work that waits or runs.
+    pub work: f64,
+    /// Slots that serve the model now.
+    pub slots: u32,
+    /// Expected wait of a newcomer in seconds, by live lane.
+    pub wait: [f64; 2],
+    /// Mean slot time in seconds, by live lane.
+    pub slot_time: [f64; 2],
 }
 
-impl Line {
-    fn expected_wait(&self, lane: Lane, slots: u32) -> Duration {
-        let ahead: i64 = (0..=index(lane))
-            .map(|i| {
-                self.queued[i]
-                    .load(Ordering::Relaxed)
-                    .max(self.polled[i].load(Ordering::Relaxed))
-            })
-            .sum();
-        let slots = i64::from(slots.max(1));
-        let free = (slots - self.running.load(Ordering::Relaxed)).max(0);
-        let before_us = u64::try_from(ahead + 1 - free).unwrap_or(0);
-        let mean = self.mean_slot_us.load(Ordering::Relaxed);
-        Duration::from_micros(before_us.saturating_mul(mean) / slots.unsigned_abs())
-    }
-
-    fn note_slot_time(&self, held: Duration) {
-        let held = u64::try_from(held.as_micros()).unwrap_or(u64::MAX);
-        let mean = self.mean_slot_us.load(Ordering::Relaxed);
-        let next = mean - mean / MEAN_WINDOW + held / MEAN_WINDOW;
-        self.mean_slot_us.store(next, Ordering::Relaxed);
-    }
-
-    /// Requests of this broker that wait or run.
-    #[must_use]
-    pub fn counts(&self) -> ([i64; 3], i64) {
-        let queued = [0, 1, 2].map(|i| self.queued[i].load(Ordering::Relaxed));
-        (queued, self.running.load(Ordering::Relaxed))
-    }
-}
-
-/// A request's place in line; it moves on when a worker claims the request and
-/// goes when it is dropped.
-#[derive(Debug)]
-pub struct Place {
-    line: Arc<Line>,
-    lane: Lane,
-    running: bool,
-}
-
-impl Place {
-    /// A worker has taken the request.
-    pub fn claimed(&mut self) {
-        if !self.running {
-            self.running = true;
-            self.line.queued[index(self.lane)].fetch_sub(1, Ordering::Relaxed);
-            self.line.running.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// The request ended well after its slot was held for so long.
-    pub fn served(self, held: Duration) {
-        self.line.note_slot_time(held);
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let counter = if self.running {
-            &self.line.running
-        } else {
-            &self.line.queued[index(self.lane)]
-        };
-        counter.fetch_sub(1, Ordering::Relaxed);
-    }
+/// What a newcomer finds.
+#[derive(Debug, Clone, Copy)]
+struct Prospect {
+    /// Seconds until it has a slot.
+    wait: f64,
+    /// Seconds from then on to its first byte.
+    first_byte: f64,
+    /// Slots that its lane may have.
+    slots: f64,
 }
 
 impl Admission {
@@ -133,65 +102,157 @@ impl Admission {
         Self {
             fleet,
             lines: Arc::default(),
+            full_until: Arc::default(),
         }
     }
 
-    /// Is there a worker, and is the wait for it within the feature's bound?
+    /// May this caller have a place in line?
     ///
     /// # Errors
-    /// `no_worker`, or `lane_full` with its `Retry-After`.
-    pub fn check(&self, feature: &Feature, model: &ModelName) -> Result<(), ExchangeError> {
-        let Capacity { slots, deserted } = self.fleet.capacity(model);
-        if deserted {
-            return Err(ExchangeError::new(
-                FailureKind::ModelUnavailable,
-                "no_worker",
-                format!("no worker serves model {model} at present"),
-            ));
-        }
-        let wait = self.line(model).expected_wait(feature.lane, slots);
-        let bound = Duration::from_millis(feature.first_byte_within_ms);
-        if slots > 0 && wait > bound {
-            let seconds = (wait - bound).as_secs_f64().ceil();
-            return Err(ExchangeError {
-                retry_after: Some(Duration::from_secs_f64(seconds).max(MIN_RETRY_AFTER)),
-                ..ExchangeError::new(
-                    FailureKind::Overloaded,
-                    "lane_full",
-                    format!("too much work is waiting for model {model}; try again later"),
-                )
-            });
-        }
-        Ok(())
+    /// `no_worker`, `caller_limit`, `stream_full`, `lane_full` or `fair_share`.
+    pub fn check(&self, asker: Asker<'_>, feature: &Feature, model: &ModelName) -> Result<(), ExchangeError> {
+        self.weigh(asker, feature, model).map(|_| ())
     }
 
     /// Takes a place in line.
     ///
     /// # Errors
     /// As [`Admission::check`].
-    pub fn admit(&self, feature: &Feature, model: &ModelName) -> Result<Place, ExchangeError> {
-        self.check(feature, model)?;
+    pub fn admit(
+        &self,
+        asker: Asker<'_>,
+        feature: &Feature,
+        model: &ModelName,
+    ) -> Result<Place, ExchangeError> {
+        let wait = self.weigh(asker, feature, model)?;
         let line = self.line(model);
-        line.queued[index(feature.lane)].fetch_add(1, Ordering::Relaxed);
-        Ok(Place {
-            line,
-            lane: feature.lane,
-            running: false,
-        })
+        Ok(line.enter((asker.key, asker.limit), &feature.name, feature.lane, wait))
     }
 
-    /// When a caller whose own limit is reached may come again: about when one
-    /// of its `limit` requests ends.
+    /// Seconds until a newcomer would have a slot, or why it may not wait for one.
+    fn weigh(&self, asker: Asker<'_>, feature: &Feature, model: &ModelName) -> Result<f64, ExchangeError> {
+        let capacity = self.fleet.capacity(model);
+        if capacity.is_deserted() {
+            return Err(ExchangeError::new(
+                FailureKind::ModelUnavailable,
+                "no_worker",
+                format!("no worker serves model {model} at present"),
+            ));
+        }
+        let now = Instant::now();
+        let line = self.line(model);
+        let (held, oldest) = line.with(feature.lane, |lane| lane.people.open(asker.key, &feature.name));
+        if u32::try_from(held).unwrap_or(u32::MAX) >= asker.limit {
+            return Err(caller_limit(after(oldest, now)));
+        }
+        if self.stream_was_full(now) {
+            return Err(stream_full());
+        }
+        if capacity.slots == 0 {
+            return Ok(0.0);
+        }
+        let prospect = self.prospect(&line, &capacity, feature.lane, now);
+        let bound = Duration::from_millis(feature.first_byte_within_ms).as_secs_f64() * (1.0 - RESERVE);
+        let late = prospect.wait + prospect.first_byte.min(bound) - bound;
+        // Whoever finds a free slot is never too late: there is nothing to wait for.
+        if late > 0.0 && prospect.wait > 0.0 {
+            return Err(overloaded(
+                "lane_full",
+                format!("too much work is waiting for model {model}; try again later"),
+                Duration::from_secs_f64(late * RETRY_MARGIN),
+            ));
+        }
+        if prospect.wait > 0.0 {
+            let stands_back = line.with(feature.lane, |lane| {
+                let lately = lane.lately();
+                lane.people.stands_back(asker.key, prospect.slots, lately, now)
+            });
+            if let Some(oldest) = stands_back {
+                return Err(overloaded(
+                    "fair_share",
+                    "others are waiting and you have more than your share under way; wait for one to end",
+                    after(oldest, now),
+                ));
+            }
+        }
+        Ok(prospect.wait)
+    }
+
+    /// The caller's own limit is reached, as the stream says for all brokers.
     #[must_use]
-    pub fn caller_retry_after(&self, model: &ModelName) -> Duration {
-        let mean = self.line(model).mean_slot_us.load(Ordering::Relaxed);
-        Duration::from_micros(mean).max(MIN_RETRY_AFTER)
+    pub fn caller_limit(&self, asker: Asker<'_>, feature: &Feature, model: &ModelName) -> ExchangeError {
+        let line = self.line(model);
+        let (usual, oldest) = line.with(feature.lane, |lane| {
+            (lane.slot_time(), lane.people.open(asker.key, &feature.name).1)
+        });
+        let now = Instant::now();
+        // Without one of its requests here, one at another broker ends in about a slot time.
+        let guess = now + Duration::from_secs_f64(usual);
+        caller_limit(after(oldest.or(Some(guess)), now))
     }
 
-    /// What the stream says all brokers have queued.
-    pub fn note_depth(&self, lane: Lane, model: &ModelName, pending: u64) {
-        let pending = i64::try_from(pending).unwrap_or(i64::MAX);
-        self.line(model).polled[index(lane)].store(pending, Ordering::Relaxed);
+    /// The stream took nothing more: for a moment nobody is to ask it again.
+    #[must_use]
+    pub fn stream_full(&self) -> ExchangeError {
+        let until = Instant::now() + FULL_FOR;
+        *self.full_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
+        stream_full()
+    }
+
+    fn stream_was_full(&self, now: Instant) -> bool {
+        let until = self.full_until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.is_some_and(|until| now < until)
+    }
+
+    /// What the stream says of one lane and model, all brokers together.
+    pub fn note_depth(&self, lane: Lane, model: &ModelName, pending: u64, unacknowledged: u64) {
+        self.line(model).note_depth(lane, pending, unacknowledged);
+    }
+
+    /// Is so much in line for the model that the other brokers' part matters now?
+    #[must_use]
+    pub fn is_pressed(&self, model: &ModelName) -> bool {
+        let capacity = self.fleet.capacity(model);
+        let loads = self.line(model).loads(Instant::now());
+        let there: f64 = loads.iter().map(|load| load.queued + load.running).sum();
+        there > 0.0 && there >= f64::from(capacity.slots) / 2.0
+    }
+
+    /// What is to be expected of one model.
+    #[must_use]
+    pub fn outlook(&self, model: &ModelName) -> Outlook {
+        let now = Instant::now();
+        let (line, capacity) = (self.line(model), self.fleet.capacity(model));
+        let loads = line.loads(now);
+        let wait = |lane| self.prospect(&line, &capacity, lane, now).wait;
+        Outlook {
+            work: loads.iter().map(Load::work).sum(),
+            slots: if capacity.is_away { 0 } else { capacity.slots },
+            wait: Lane::LIVE.map(wait),
+            slot_time: Lane::LIVE.map(|lane| loads[line::index(lane)].slot_time),
+        }
+    }
+
+    /// What a newcomer finds. Models that share a server share its slots, so
+    /// their work is ahead of it too.
+    fn prospect(&self, own: &Line, capacity: &Capacity, lane: Lane, now: Instant) -> Prospect {
+        let loads = own.loads(now);
+        let first_byte = loads[line::index(lane)].first_byte;
+        let mut pool = Pool::new(&loads);
+        for (model, part) in &capacity.neighbours {
+            pool.add(&self.line(model).loads(now), *part);
+        }
+        let slots = f64::from(capacity.slots);
+        let (wait, slots) = match lane {
+            Lane::Keystroke => (pool.first_lane(slots), slots),
+            Lane::Interactive => pool.lower_lane(slots, f64::from(capacity.kept), 1),
+            Lane::Background => pool.lower_lane(slots, f64::from(capacity.kept), 2),
+        };
+        Prospect {
+            wait,
+            first_byte,
+            slots,
+        }
     }
 
     /// The line of one model.
@@ -203,48 +264,134 @@ impl Admission {
         }
         drop(lines);
         let mut lines = self.lines.write().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(lines.entry(model.clone()).or_default())
+        let line = lines
+            .entry(model.clone())
+            .or_insert_with(|| Arc::new(Line::new()));
+        Arc::clone(line)
     }
+}
+
+/// The work of all models that share slots.
+#[derive(Debug)]
+struct Pool {
+    queued: [f64; 3],
+    /// Slot seconds of what is queued.
+    work: [f64; 3],
+    /// The slot time to use where nothing is queued.
+    usual: [f64; 3],
+    running: [f64; 3],
+    slots: [Vec<Free>; 3],
+}
+
+impl Pool {
+    fn new(own: &[Load; 3]) -> Self {
+        let mut pool = Self {
+            queued: [0.0; 3],
+            work: [0.0; 3],
+            usual: [0, 1, 2].map(|lane| own[lane].slot_time),
+            running: [0.0; 3],
+            slots: Default::default(),
+        };
+        pool.add(own, 1.0);
+        pool
+    }
+
+    fn add(&mut self, loads: &[Load; 3], part: f64) {
+        for (lane, load) in loads.iter().enumerate() {
+            self.queued[lane] += load.queued * part;
+            self.work[lane] += load.queued * load.slot_time * part;
+            self.running[lane] += load.running * part;
+            let slots = load.slots.iter().map(|free| Free {
+                count: free.count * part,
+                ..*free
+            });
+            self.slots[lane].extend(slots);
+        }
+    }
+
+    /// Keystroke may have every slot, and is offered all but the lower lanes' share first.
+    fn first_lane(&self, slots: f64) -> f64 {
+        let idle = slots - self.running.iter().sum::<f64>();
+        let lower_waits = self.queued[1] + self.queued[2] > 0.0;
+        let share = if lower_waits {
+            LOWER_FIRST_EVERY / (LOWER_FIRST_EVERY - 1.0)
+        } else {
+            1.0
+        };
+        let all = self.slots.iter().flatten().copied();
+        wait(self.queued[0] * share, self.slot_time(0..=0), all, idle)
+    }
+
+    /// The lanes below share what keystroke leaves them: never the slots that
+    /// are kept for it, but always a few. The wait, and the slots they share.
+    fn lower_lane(&self, slots: f64, kept: f64, lane: usize) -> (f64, f64) {
+        let keystroke = self.running[0] + self.queued[0];
+        let least = (slots / LOWER_FIRST_EVERY).max(1.0).min(slots);
+        let serving = (slots - keystroke.max(kept)).clamp(least, slots);
+        // Keystroke's requests in slots that these lanes count on.
+        let lent = (keystroke + serving - slots).clamp(0.0, serving);
+        let running = self.running[1] + self.running[2];
+        let scale = if running > serving { serving / running } else { 1.0 };
+        let below = self.slots[1..].iter().flatten().map(|free| Free {
+            count: free.count * scale,
+            ..*free
+        });
+        let lent = Free {
+            after: self.slot_time(0..=0),
+            count: (lent - running * (1.0 - scale)).clamp(0.0, serving),
+        };
+        let idle = serving - running * scale - lent.count;
+        let ahead: f64 = self.queued[1..=lane].iter().sum();
+        let busy = below.chain(std::iter::once(lent));
+        (wait(ahead, self.slot_time(1..=lane), busy, idle), serving)
+    }
+
+    /// The mean slot time of what is queued in these lanes.
+    fn slot_time(&self, lanes: std::ops::RangeInclusive<usize>) -> f64 {
+        let queued: f64 = self.queued[lanes.clone()].iter().sum();
+        if queued > 0.0 {
+            self.work[lanes].iter().sum::<f64>() / queued
+        } else {
+            self.usual[*lanes.end()]
+        }
+    }
+}
+
+fn wait(ahead: f64, slot_time: f64, busy: impl Iterator<Item = Free>, idle: f64) -> f64 {
+    let mut slots: Vec<Free> = busy.collect();
+    slots.push(Free {
+        after: 0.0,
+        count: idle.max(0.0),
+    });
+    estimate::wait(ahead, slot_time, &slots)
+}
+
+fn after(due: Option<Instant>, now: Instant) -> Duration {
+    due.map_or(MIN_RETRY_AFTER, |due| due.saturating_duration_since(now))
+}
+
+fn overloaded(reason: &'static str, message: impl Into<String>, retry_after: Duration) -> ExchangeError {
+    ExchangeError {
+        retry_after: Some(retry_after.max(MIN_RETRY_AFTER)),
+        ..ExchangeError::new(FailureKind::Overloaded, reason, message)
+    }
+}
+
+fn caller_limit(retry_after: Duration) -> ExchangeError {
+    overloaded(
+        "caller_limit",
+        "you have as many requests under way as you may; wait for one to end",
+        retry_after,
+    )
+}
+
+fn stream_full() -> ExchangeError {
+    overloaded(
+        "stream_full",
+        "the queue is full; try again later",
+        MIN_RETRY_AFTER,
+    )
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_wait_counts_what_is_ahead_and_not_what_is_free() {
-        let line = Line::default();
-        line.mean_slot_us.store(1_000_000, Ordering::Relaxed);
-        assert_eq!(line.expected_wait(Lane::Keystroke, 4), Duration::ZERO);
-        line.running.store(4, Ordering::Relaxed);
-        assert_eq!(line.expected_wait(Lane::Keystroke, 4), Duration::from_millis(250));
-        line.queued[0].store(7, Ordering::Relaxed);
-        assert_eq!(line.expected_wait(Lane::Keystroke, 4), Duration::from_secs(2));
-        line.queued[1].store(40, Ordering::Relaxed);
-        assert_eq!(line.expected_wait(Lane::Keystroke, 4), Duration::from_secs(2));
-        assert_eq!(line.expected_wait(Lane::Interactive, 4), Duration::from_secs(12));
-    }
-
-    #[test]
-    fn a_place_leaves_whichever_way_it_goes() {
-        let admission = Admission::new(Fleet::new());
-        let model = ModelName::parse("m").expect("a name");
-        let feature = Feature {
-            name: duo_contract::name::FeatureName::parse("duo_chat").expect("a name"),
-            active: true,
-            model: Some(model.clone()),
-            lane: Lane::Interactive,
-            first_byte_within_ms: 1000,
-            end_within_ms: 1000,
-            bodies: duo_contract::snapshot::BodyPolicy::None,
-        };
-        let mut place = admission.admit(&feature, &model).expect("there is room");
-        assert_eq!(admission.line(&model).counts(), ([0, 1, 0], 0));
-        place.claimed();
-        place.claimed();
-        assert_eq!(admission.line(&model).counts(), ([0, 0, 0], 1));
-        drop(place);
-        drop(admission.admit(&feature, &model).expect("there is room"));
-        assert_eq!(admission.line(&model).counts(), ([0, 0, 0], 0));
-    }
-}
+mod tests;

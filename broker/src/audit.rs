@@ -191,6 +191,9 @@ impl OpenRecord {
         let metrics = &self.0.log.metrics;
         metrics.open.dec();
         metrics.ended.with_label_values(&[end.outcome.as_str()]).inc();
+        if let (Outcome::Refused, Some(reason)) = (end.outcome, &end.reason) {
+            metrics.refusals.with_label_values(&[reason]).inc();
+        }
         metrics.inference_ended(&state.what, &end);
         tracing::info!(
             request_id = %self.0.request_id,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use duo_contract::failure::FailureKind;
 use duo_contract::name::{FeatureName, ModelName};
+use duo_contract::snapshot::Feature;
 
 use crate::admission::Admission;
 use crate::audit::{AuditLog, OpenRecord};
@@ -42,7 +43,9 @@ impl Exchange {
     }
 
     /// The first gate, before the body is read: feature active, worker there,
-    /// the lane's expected wait within its bound.
+    /// the caller within its limit, the lane's expected wait within its bound.
+    /// Where the body names the model, the gate is shut when every model that
+    /// the caller could name refuses it.
     ///
     /// # Errors
     /// A refusal with its `Retry-After`.
@@ -67,9 +70,31 @@ impl Exchange {
             });
         }
         match &feature.model {
-            Some(model) => self.admission.check(feature, model),
-            None => Ok(()),
+            Some(model) => self.admission.check(caller.into(), feature, model),
+            None => self.any_of(caller, feature, table.nameable(caller, feature)),
         }
+    }
+
+    /// May the caller have a place in line for one of the models it could name? Else the refusal that is over first.
+    fn any_of<'a>(
+        &self,
+        caller: &Caller,
+        feature: &Feature,
+        models: impl Iterator<Item = &'a ModelName>,
+    ) -> Result<(), ExchangeError> {
+        let mut least: Option<ExchangeError> = None;
+        for model in models {
+            let Err(refusal) = self.admission.check(caller.into(), feature, model) else {
+                return Ok(());
+            };
+            // One without a time to come again is over at nobody knows when.
+            let over = |refusal: &ExchangeError| refusal.retry_after.unwrap_or(Duration::MAX);
+            if least.as_ref().is_none_or(|least| over(&refusal) < over(least)) {
+                least = Some(refusal);
+            }
+        }
+        // Without any model the body's is unknown, which routing says better.
+        least.map_or(Ok(()), Err)
     }
 
     /// Finds the model for a feature and checks that the caller may use both.
@@ -101,7 +126,9 @@ impl Exchange {
     ) -> Result<Reply, ExchangeError> {
         record.note(Some(&routed.feature.name), Some(&routed.model.name), work.stream);
         record.note_work(work.prompt.as_ref(), work.body.len());
-        let place = self.admission.admit(&routed.feature, &routed.model.name)?;
+        let place = self
+            .admission
+            .admit(caller.into(), &routed.feature, &routed.model.name)?;
         self.dispatch
             .send(Outgoing {
                 caller,

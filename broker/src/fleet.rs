@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::kv::Operation;
 use duo_contract::name::ModelName;
-use duo_contract::presence::{BreakerState, Presence};
+use duo_contract::presence::{BreakerState, Presence, ServedModel, kept_for_keystroke};
 use duo_contract::subject;
 use duo_process::nats::Nats;
 use duo_process::shutdown::Shutdown;
@@ -32,9 +32,12 @@ pub struct Fleet {
 #[derive(Debug)]
 struct Workers {
     present: HashMap<String, Seen>,
-    /// When a worker last served the model; the start of this broker for none.
-    served: HashMap<ModelName, Instant>,
+    /// What each model last had while a worker served it, and when.
+    served: HashMap<ModelName, (Instant, Slots)>,
     since: Instant,
+    /// What there is for each model, until a presence changes or runs out.
+    offered: HashMap<ModelName, Arc<Capacity>>,
+    offered_until: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -49,15 +52,76 @@ impl Seen {
     fn is_fresh(&self) -> bool {
         self.at.elapsed() < PRESENCE_TTL
     }
+
+    /// The slots of each server that takes work, by its models.
+    fn servers(&self) -> Vec<(Vec<&ModelName>, Slots)> {
+        let mut servers: Vec<(&str, Vec<&ModelName>, Slots)> = Vec::new();
+        for served in &self.presence.models {
+            let Some(slots) = Slots::of(served) else { continue };
+            match servers.iter_mut().find(|(name, ..)| *name == served.server) {
+                Some((_, models, _)) => models.push(&served.model),
+                None => servers.push((&served.server, vec![&served.model], slots)),
+            }
+        }
+        servers
+            .into_iter()
+            .map(|(_, models, slots)| (models, slots))
+            .collect()
+    }
+}
+
+/// Slots of one or more servers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Slots {
+    all: u32,
+    /// Of these, those that only keystroke may have.
+    kept: u32,
+}
+
+impl Slots {
+    /// What a server takes: nothing behind a tripped breaker, one request that
+    /// tries behind a probing one.
+    fn of(served: &ServedModel) -> Option<Self> {
+        match served.breaker {
+            BreakerState::Passing => Some(Self {
+                all: served.slots,
+                kept: kept_for_keystroke(served.slots),
+            }),
+            BreakerState::Probing => Some(Self {
+                all: served.slots.min(1),
+                kept: 0,
+            }),
+            BreakerState::Tripped => None,
+        }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.all += other.all;
+        self.kept += other.kept;
+    }
 }
 
 /// What the fleet offers for one model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Capacity {
-    /// Slots of servers whose breaker passes.
+    /// Slots of servers that take work; while all are away, what they had.
     pub slots: u32,
+    /// Of these, those that only keystroke may have.
+    pub kept: u32,
+    /// Other models that are served with the same slots, and the part of their
+    /// slots that these are.
+    pub neighbours: Vec<(ModelName, f64)>,
+    /// Does nobody serve the model at the moment?
+    pub is_away: bool,
+    last: Instant,
+}
+
+impl Capacity {
     /// Has nobody served the model for longer than [`NO_WORKER_GRACE`]?
-    pub deserted: bool,
+    #[must_use]
+    pub fn is_deserted(&self) -> bool {
+        self.is_away && self.last.elapsed() > NO_WORKER_GRACE
+    }
 }
 
 impl Fleet {
@@ -68,6 +132,8 @@ impl Fleet {
             present: HashMap::new(),
             served: HashMap::new(),
             since: Instant::now(),
+            offered: HashMap::new(),
+            offered_until: None,
         };
         Self {
             inner: Arc::new(RwLock::new(workers)),
@@ -76,21 +142,18 @@ impl Fleet {
 
     /// What is there for `model`.
     #[must_use]
-    pub fn capacity(&self, model: &ModelName) -> Capacity {
+    pub fn capacity(&self, model: &ModelName) -> Arc<Capacity> {
         let workers = self.inner.read().unwrap_or_else(PoisonError::into_inner);
-        let slots: u32 = workers
-            .present
-            .values()
-            .filter(|seen| !seen.presence.draining && seen.is_fresh())
-            .flat_map(|seen| &seen.presence.models)
-            .filter(|served| served.model == *model && served.breaker != BreakerState::Tripped)
-            .map(|served| served.slots)
-            .sum();
-        let last = workers.served.get(model).copied().unwrap_or(workers.since);
-        Capacity {
-            slots,
-            deserted: slots == 0 && last.elapsed() > NO_WORKER_GRACE,
+        if workers.offered_until.is_some_and(|until| Instant::now() < until)
+            && let Some(offered) = workers.offered.get(model)
+        {
+            return Arc::clone(offered);
         }
+        drop(workers);
+        let mut workers = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        workers.offer();
+        let offered = Arc::new(workers.away(model));
+        Arc::clone(workers.offered.entry(model.clone()).or_insert(offered))
     }
 
     /// Everything that is present now.
@@ -101,37 +164,87 @@ impl Fleet {
         fresh.map(|seen| seen.presence.clone()).collect()
     }
 
-    fn put(&self, presence: Presence, revision: u64) {
+    pub(crate) fn put(&self, presence: Presence, revision: u64) {
         let mut workers = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         let known = workers.present.get(&presence.worker);
         if known.is_some_and(|known| known.revision == revision) {
             return;
         }
-        let at = Instant::now();
-        for served in presence
-            .models
-            .iter()
-            .filter(|served| served.breaker != BreakerState::Tripped)
-        {
-            workers.served.insert(served.model.clone(), at);
-        }
         let seen = Seen {
             presence,
             revision,
-            at,
+            at: Instant::now(),
         };
         workers.present.insert(seen.presence.worker.clone(), seen);
         workers
             .present
             .retain(|_, seen| seen.at.elapsed() < PRESENCE_TTL * 4);
+        workers.offer();
     }
 
-    fn remove(&self, worker: &str) {
-        self.inner
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .present
-            .remove(worker);
+    pub(crate) fn remove(&self, worker: &str) {
+        let mut workers = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        workers.present.remove(worker);
+        workers.offer();
+    }
+}
+
+impl Workers {
+    /// Counts what there is for each model.
+    fn offer(&mut self) {
+        let now = Instant::now();
+        let takers = || {
+            let fresh = self.present.values().filter(|seen| seen.is_fresh());
+            fresh.filter(|seen| !seen.presence.draining)
+        };
+        let servers: Vec<_> = takers().flat_map(Seen::servers).collect();
+        let mut slots: HashMap<ModelName, Slots> = HashMap::new();
+        let mut shared: HashMap<(ModelName, ModelName), u32> = HashMap::new();
+        for (models, offered) in &servers {
+            for model in models {
+                slots.entry((*model).clone()).or_default().add(*offered);
+                for other in models.iter().filter(|other| *other != model) {
+                    *shared.entry(((*model).clone(), (*other).clone())).or_default() += offered.all;
+                }
+            }
+        }
+        let until = takers().map(|seen| seen.at + PRESENCE_TTL).min();
+        self.offered = slots
+            .iter()
+            .map(|(model, offered)| {
+                let pairs = shared.iter().filter(|((one, _), _)| one == model);
+                let part = |other, count: u32| f64::from(count) / f64::from(slots[other].all.max(1));
+                let capacity = Capacity {
+                    slots: offered.all,
+                    kept: offered.kept,
+                    neighbours: pairs
+                        .map(|((_, other), count)| (other.clone(), part(other, *count)))
+                        .collect(),
+                    is_away: false,
+                    last: now,
+                };
+                (model.clone(), Arc::new(capacity))
+            })
+            .collect();
+        let served = slots.into_iter().map(|(model, slots)| (model, (now, slots)));
+        self.served.extend(served);
+        self.offered_until = Some(until.unwrap_or(now + PRESENCE_TTL));
+    }
+
+    /// A model that nobody serves at the moment: what it had may come back.
+    fn away(&self, model: &ModelName) -> Capacity {
+        let (last, slots) = self
+            .served
+            .get(model)
+            .copied()
+            .unwrap_or((self.since, Slots::default()));
+        Capacity {
+            slots: slots.all,
+            kept: slots.kept,
+            neighbours: Vec::new(),
+            is_away: true,
+            last,
+        }
     }
 }
 
@@ -208,24 +321,49 @@ mod tests {
     fn slots_of_tripped_servers_do_not_count() {
         let fleet = Fleet::new();
         let model = ModelName::parse("mistral").expect("a name");
-        assert_eq!(
-            fleet.capacity(&model),
-            Capacity {
-                slots: 0,
-                deserted: false
-            }
-        );
+        let offered = |fleet: &Fleet| {
+            let capacity = fleet.capacity(&model);
+            (
+                capacity.slots,
+                capacity.kept,
+                capacity.is_away,
+                capacity.is_deserted(),
+            )
+        };
+        assert_eq!(offered(&fleet), (0, 0, true, false));
         fleet.put(presence("a", BreakerState::Passing), 1);
         fleet.put(presence("b", BreakerState::Tripped), 2);
-        assert_eq!(fleet.capacity(&model).slots, 4);
+        assert_eq!(offered(&fleet), (4, 1, false, false));
+        fleet.put(presence("b", BreakerState::Probing), 3);
+        assert_eq!(offered(&fleet), (5, 1, false, false));
+        fleet.remove("b");
         fleet.remove("a");
         assert_eq!(
-            fleet.capacity(&model),
-            Capacity {
-                slots: 0,
-                deserted: false
-            }
+            offered(&fleet),
+            (4, 1, true, false),
+            "what was there may come back"
         );
+    }
+
+    #[test]
+    fn models_on_one_server_share_its_slots() {
+        let fleet = Fleet::new();
+        let name = |name: &str| ModelName::parse(name).expect("a name");
+        let mut both = presence("a", BreakerState::Passing);
+        let mut second = both.models[0].clone();
+        second.model = name("codegemma");
+        both.models.push(second.clone());
+        let mut alone = presence("b", BreakerState::Passing);
+        second.slots = 12;
+        alone.models = vec![second];
+        fleet.put(both, 1);
+        fleet.put(alone, 2);
+        let mistral = fleet.capacity(&name("mistral"));
+        assert_eq!((mistral.slots, mistral.kept), (4, 1));
+        assert_eq!(mistral.neighbours, [(name("codegemma"), 0.25)]);
+        let codegemma = fleet.capacity(&name("codegemma"));
+        assert_eq!((codegemma.slots, codegemma.kept), (16, 2));
+        assert_eq!(codegemma.neighbours, [(name("mistral"), 1.0)]);
     }
 
     #[test]

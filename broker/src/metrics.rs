@@ -15,6 +15,10 @@
 //! | `duo_queue_depth` | gauge | `lane`, `model` | requests that no worker has taken |
 //! | `duo_queue_oldest_age_seconds` | gauge | `lane`, `model` | age of the oldest open request of this broker that no worker has taken |
 //! | `duo_in_flight` | gauge | `lane`, `model` | deliveries that workers hold |
+//! | `duo_queue_work_seconds` | gauge | `model` | slot seconds of work that waits or runs, all brokers together: divided by the seconds in which it should be done, the slots it takes |
+//! | `duo_expected_wait_seconds` | gauge | `lane`, `model` | wait of a newcomer until it has a slot |
+//! | `duo_slot_time_seconds` | gauge | `lane`, `model` | mean time that a request of this broker holds a slot |
+//! | `duo_serving_slots` | gauge | `model` | slots of model servers that take work |
 //! | `duo_frames_total` | counter | `kind` | reply frames received |
 //! | `duo_frames_dropped_total` | counter | `reason` | frames of nobody's or of an older attempt |
 //! | `duo_redeliveries_total` | counter | | claims for a delivery after the first |
@@ -41,6 +45,14 @@ const WAIT_BUCKETS: [f64; 14] = [
 ];
 /// The reference gateway's buckets of `inference_request_duration_seconds`.
 const INFERENCE_BUCKETS: [f64; 7] = [0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+/// Why admission refuses; these are there from the start.
+const OVERLOAD_REASONS: [&str; 5] = [
+    "lane_full",
+    "caller_limit",
+    "stream_full",
+    "fair_share",
+    "no_worker",
+];
 /// Value of `model_engine`: every model is a self-hosted one behind an OpenAI-compatible server.
 const ENGINE: &str = "self_hosted";
 
@@ -60,6 +72,10 @@ pub struct Metrics {
     pub queue_depth: IntGaugeVec,
     pub queue_oldest: GaugeVec,
     pub in_flight: IntGaugeVec,
+    pub queue_work: GaugeVec,
+    pub expected_wait: GaugeVec,
+    pub slot_time: GaugeVec,
+    pub serving_slots: IntGaugeVec,
     pub frames: IntCounterVec,
     pub frames_dropped: IntCounterVec,
     pub redeliveries: IntCounter,
@@ -94,6 +110,13 @@ fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGa
     register(
         registry,
         IntGaugeVec::new(Opts::new(name, help), labels).expect("the name is valid"),
+    )
+}
+
+fn real_gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
+    register(
+        registry,
+        GaugeVec::new(Opts::new(name, help), labels).expect("the name is valid"),
     )
 }
 
@@ -161,22 +184,41 @@ impl Metrics {
                 "Requests that no worker has taken",
                 &["lane", "model"],
             ),
-            queue_oldest: register(
+            queue_oldest: real_gauges(
                 r,
-                GaugeVec::new(
-                    Opts::new(
-                        "duo_queue_oldest_age_seconds",
-                        "Age of the oldest request that no worker has taken",
-                    ),
-                    &["lane", "model"],
-                )
-                .expect("the name is valid"),
+                "duo_queue_oldest_age_seconds",
+                "Age of the oldest request that no worker has taken",
+                &["lane", "model"],
             ),
             in_flight: gauges(
                 r,
                 "duo_in_flight",
                 "Deliveries that workers hold",
                 &["lane", "model"],
+            ),
+            queue_work: real_gauges(
+                r,
+                "duo_queue_work_seconds",
+                "Slot seconds of work that waits or runs",
+                &["model"],
+            ),
+            expected_wait: real_gauges(
+                r,
+                "duo_expected_wait_seconds",
+                "Wait of a newcomer until it has a slot",
+                &["lane", "model"],
+            ),
+            slot_time: real_gauges(
+                r,
+                "duo_slot_time_seconds",
+                "Mean time that a request holds a slot",
+                &["lane", "model"],
+            ),
+            serving_slots: gauges(
+                r,
+                "duo_serving_slots",
+                "Slots of model servers that take work",
+                &["model"],
             ),
             frames: counters(r, "duo_frames_total", "Reply frames received", &["kind"]),
             frames_dropped: counters(r, "duo_frames_dropped_total", "Reply frames dropped", &["reason"]),
@@ -228,6 +270,9 @@ impl Metrics {
         };
         for outcome in Outcome::ALL {
             metrics.ended.with_label_values(&[outcome.as_str()]);
+        }
+        for reason in OVERLOAD_REASONS {
+            metrics.refusals.with_label_values(&[reason]);
         }
         for answer in ["proceed", "continue", "busy", "gone"] {
             metrics.claims.with_label_values(&[answer]);

@@ -120,6 +120,24 @@ impl RoutingTable {
         self.models.values()
     }
 
+    /// Models that `caller` may name in a request for `feature`.
+    pub fn nameable<'a>(
+        &'a self,
+        caller: &'a Caller,
+        feature: &'a Feature,
+    ) -> impl Iterator<Item = &'a ModelName> {
+        let supported = |model: &&Model| self.goes_with(feature, model);
+        self.models
+            .values()
+            .filter(supported)
+            .map(|model| &model.name)
+            .filter(|name| caller.may_use_model(name))
+    }
+
+    fn goes_with(&self, feature: &Feature, model: &Model) -> bool {
+        self.support(&feature.name, &model.family) == SupportLevel::Supported
+    }
+
     /// Every feature.
     pub fn features(&self) -> impl Iterator<Item = &Feature> {
         self.features.values()
@@ -215,8 +233,7 @@ impl RoutingTable {
         // Rails writes `custom_openai/NAME`; the part after the first slash is the name.
         let bare = hint.split_once('/').map_or(hint, |(_, name)| name);
         let model = self.models.get(hint).or_else(|| self.models.get(bare))?;
-        let supported = self.support(&feature.name, &model.family) == SupportLevel::Supported;
-        (supported && caller.may_use_model(&model.name)).then_some(model)
+        (self.goes_with(feature, model) && caller.may_use_model(&model.name)).then_some(model)
     }
 
     fn named_model(&self, feature: &Feature, text: &str) -> Result<&Model, ExchangeError> {
@@ -228,7 +245,7 @@ impl RoutingTable {
             )
         })?;
         let assigned = feature.model.as_ref() == Some(&model.name);
-        if assigned || self.support(&feature.name, &model.family) == SupportLevel::Supported {
+        if assigned || self.goes_with(feature, model) {
             return Ok(model);
         }
         Err(ExchangeError::new(

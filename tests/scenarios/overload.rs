@@ -92,7 +92,9 @@ async fn a_service_clients_own_limit_answers_429_with_a_time_to_come_again() {
             .is_ok_and(|seconds| seconds > 0),
         "{refused}"
     );
-    assert_eq!(refused.json()["error"]["code"], "rate_limit_exceeded");
+    assert_eq!(refused.json()["error"]["type"], "rate_limit_exceeded");
+    assert_eq!(refused.json()["error"]["code"], "caller_limit");
+    assert_eq!(refused.header("x-duo-reason"), "caller_limit");
     asked.iter().for_each(tokio::task::JoinHandle::abort);
     drop(asked);
     cluster.assert_clean().await;

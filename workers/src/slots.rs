@@ -11,6 +11,7 @@ pub mod auto;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use duo_contract::name::Lane;
+use duo_contract::presence::kept_for_keystroke;
 use prometheus::IntGauge;
 use tokio::sync::Notify;
 
@@ -157,12 +158,9 @@ impl State {
         match lane {
             Lane::Keystroke => free,
             Lane::Interactive | Lane::Background => {
-                let kept = if self.total > 1 {
-                    (self.total / 8).max(1)
-                } else {
-                    0
-                };
-                free.min(self.total.saturating_sub(kept + self.lower))
+                let slots = u32::try_from(self.total).unwrap_or(u32::MAX);
+                let kept = usize::try_from(kept_for_keystroke(slots)).unwrap_or(usize::MAX);
+                free.min(self.total.saturating_sub(kept.saturating_add(self.lower)))
             }
         }
     }

@@ -49,3 +49,10 @@ pub enum BreakerState {
 }
 
 json_message!(Presence);
+
+/// Of a server's slots, those that lower lanes leave to keystroke: one in
+/// eight, at least one, unless there is only one slot at all.
+#[must_use]
+pub fn kept_for_keystroke(slots: u32) -> u32 {
+    if slots > 1 { (slots / 8).max(1) } else { 0 }
+}

@@ -27,7 +27,9 @@
 //! 200; it is `retryable` when the wait should clear within five seconds. The
 //! model test shows administrators the reason of every status but 200 and 421,
 //! so its errors have the list form of `detail`. Audit and administration read
-//! `{"error", "message"}` with the statuses of OpenAI, 422 for fields.
+//! `{"error", "message"}` with the statuses of OpenAI, 422 for fields. Where the
+//! exchange refused, `X-Duo-Reason` has the reason in every shape, as OpenAI's
+//! `code` has it.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -36,13 +38,16 @@ use axum::Json;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use duo_contract::failure::FailureKind;
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::{Map, Value, json};
 
 use super::{chat, code};
 use crate::prompt::PromptError;
 use crate::request::ExchangeError;
 
+/// The refusal's reason, for endpoints whose clients expect a fixed text or
+/// none at all.
+const REASON: HeaderName = HeaderName::from_static("x-duo-reason");
 /// Text of a 429 on GitLab endpoints.
 const TOO_MANY: &str = "Too many requests. Please try again later.";
 /// Text of a 503 on GitLab endpoints when the model server is to blame.
@@ -215,7 +220,13 @@ impl ApiError {
                 .headers_mut()
                 .insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(after)));
         }
-        response.extensions_mut().insert(Refused(self.reason()));
+        let reason = self.reason();
+        if let Self::Exchange(_) = self
+            && let Ok(value) = HeaderValue::from_str(&reason)
+        {
+            response.headers_mut().insert(REASON, value);
+        }
+        response.extensions_mut().insert(Refused(reason));
         response
     }
 
@@ -342,6 +353,7 @@ impl ApiError {
     /// Status, type, code and field as OpenAI's clients know them.
     fn openai_terms(&self) -> (StatusCode, &'static str, Cow<'static, str>, Option<&str>) {
         const INVALID: &str = "invalid_request_error";
+        const RATE_LIMIT: &str = "rate_limit_exceeded";
         let status = self.status();
         match self {
             Self::Malformed | Self::NotJson => {
@@ -377,9 +389,10 @@ impl ApiError {
                     FailureKind::FeatureInactive | FailureKind::Unsupported | FailureKind::Unauthorized => {
                         (status, INVALID)
                     }
-                    FailureKind::Overloaded => {
-                        return (status, "rate_limit_exceeded", "rate_limit_exceeded".into(), None);
+                    FailureKind::Overloaded if error.reason == error.kind.as_str() => {
+                        return (status, RATE_LIMIT, RATE_LIMIT.into(), None);
                     }
+                    FailureKind::Overloaded => (status, RATE_LIMIT),
                     FailureKind::ModelServerFault => (StatusCode::BAD_GATEWAY, "server_error"),
                     FailureKind::ModelUnavailable
                     | FailureKind::DeadlineExceeded

@@ -177,6 +177,9 @@ impl InFlight {
         if state.publication == publication {
             state.sequence = Some(sequence);
         }
+        if let Some(place) = &mut state.place {
+            place.stored();
+        }
         let left_behind = std::mem::take(&mut state.left_behind);
         Todo {
             delete: left_behind.then_some(sequence),
@@ -232,6 +235,7 @@ impl InFlight {
         // itself; an order names the request and would stop both.
         let replaced = state.alive_worker().filter(|worker| *worker != claim.worker);
         state.attempt.alive = false;
+        state.lose_slot();
         if let Some(error) = self.no_further_attempt(&state, now) {
             let todo = self.end_badly(&mut state, error, now);
             drop(state);
@@ -248,7 +252,7 @@ impl InFlight {
         state.last_answer = None;
         state.first_claim.get_or_insert(now);
         if let Some(place) = &mut state.place {
-            place.claimed();
+            place.claimed(now);
         }
         state.heard = now;
         state.next_frame = 0;
@@ -338,6 +342,7 @@ impl InFlight {
         state.publication += 1;
         state.sequence = None;
         state.attempt.alive = false;
+        state.lose_slot();
         state.heard = now;
         let todo = Todo {
             cancel,
@@ -371,6 +376,23 @@ impl State {
                 failed.failure.clone().into()
             }
             _ => stop.error(),
+        }
+    }
+
+    /// The worker that had the request has it no more since it was last heard.
+    fn lose_slot(&mut self) {
+        if let Some(place) = &mut self.place {
+            place.released(self.heard);
+        }
+    }
+
+    /// Something of the answer is there; for the first time, that is noted.
+    fn first_byte(&mut self, now: Instant) {
+        if self.first_frame.is_none() {
+            self.first_frame = Some(now);
+            if let Some(place) = self.place.as_ref().filter(|_| self.attempt.number == 1) {
+                place.first_byte(now);
+            }
         }
     }
 

@@ -239,7 +239,11 @@ impl Dispatch {
             }
         }
         Err(self
-            .refusal(refused.as_deref().unwrap_or_default(), envelope)
+            .refusal(
+                caller,
+                refused.as_deref().unwrap_or_default(),
+                &inflight.task.routed,
+            )
             .await)
     }
 
@@ -286,26 +290,11 @@ impl Dispatch {
 
     /// Code 10077 is two things: the caller's own limit, or a full stream. A
     /// look at the subject tells.
-    async fn refusal(&self, subject: &str, envelope: &RequestEnvelope) -> ExchangeError {
-        let model = &envelope.head.model;
-        let retry_after = Some(self.0.admission.caller_retry_after(model));
+    async fn refusal(&self, caller: &Caller, subject: &str, routed: &RoutedRequest) -> ExchangeError {
+        let admission = &self.0.admission;
         match self.messages_of(subject).await {
-            Ok(count) if count < u64::from(PERSON_LIMIT) => ExchangeError {
-                retry_after,
-                ..ExchangeError::new(
-                    FailureKind::Overloaded,
-                    "stream_full",
-                    "the queue is full; try again later",
-                )
-            },
-            _ => ExchangeError {
-                retry_after,
-                ..ExchangeError::new(
-                    FailureKind::Overloaded,
-                    "caller_limit",
-                    "you have as many requests under way as you may; wait for one to end",
-                )
-            },
+            Ok(count) if count < u64::from(PERSON_LIMIT) => admission.stream_full(),
+            _ => admission.caller_limit(caller.into(), &routed.feature, &routed.model.name),
         }
     }
 

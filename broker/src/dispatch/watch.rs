@@ -24,6 +24,9 @@ const DEADLINE_TICK: Duration = Duration::from_millis(50);
 const LOST_TICK: Duration = Duration::from_millis(500);
 /// How often the stream is asked what waits.
 const DEPTH_TICK: Duration = Duration::from_secs(1);
+/// How often it is asked about models whose slots are running out: what other
+/// brokers admit is known only from there.
+const PRESSED_TICK: Duration = Duration::from_millis(100);
 /// Messages looked for, and published again, at once.
 const LOOKS: usize = 16;
 
@@ -98,24 +101,36 @@ async fn is_gone<I>(stream: &Stream<I>, sequence: u64, inflight: &InFlight) -> b
     }
 }
 
-/// Keeps the gauges of what waits and runs true, until the drain begins; a
-/// consumer that is not there is reported to `missing`.
+/// Keeps what is known of the queue and the gauges of it true, until the drain
+/// begins; a consumer that is not there is reported to `missing`.
 pub async fn depths(dispatch: Dispatch, routing: Routing, missing: Arc<Notify>, shutdown: Shutdown) {
-    let mut tick = tokio::time::interval(DEPTH_TICK);
+    let mut tick = tokio::time::interval(PRESSED_TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut all_at = Instant::now();
     loop {
         tokio::select! {
             () = shutdown.begun() => return,
             _ = tick.tick() => {}
         }
-        let models: Vec<ModelName> = routing.load().models().map(|model| model.name.clone()).collect();
-        dispatch.gauge_oldest(&models);
-        for model in &models {
-            for lane in Lane::LIVE {
-                if !dispatch.gauge_depth(lane, model).await && dispatch.0.nats.is_up() {
-                    missing.notify_one();
-                }
+        let mut models: Vec<ModelName> = routing.load().models().map(|model| model.name.clone()).collect();
+        let is_all = Instant::now() >= all_at;
+        if is_all {
+            all_at = Instant::now() + DEPTH_TICK;
+            dispatch.gauge_oldest(&models);
+        } else {
+            models.retain(|model| dispatch.0.admission.is_pressed(model));
+        }
+        let lines = models
+            .iter()
+            .flat_map(|model| Lane::LIVE.map(|lane| (lane, model)));
+        let asked = lines.map(async |(lane, model)| {
+            if !dispatch.gauge_depth(lane, model).await && dispatch.0.nats.is_up() {
+                missing.notify_one();
             }
+        });
+        futures_util::future::join_all(asked).await;
+        for model in &models {
+            dispatch.gauge_outlook(model);
         }
     }
 }
@@ -144,6 +159,30 @@ impl Dispatch {
         }
     }
 
+    fn gauge_outlook(&self, model: &ModelName) {
+        let outlook = self.0.admission.outlook(model);
+        let metrics = &self.0.metrics;
+        metrics
+            .queue_work
+            .with_label_values(&[model.as_str()])
+            .set(outlook.work);
+        metrics
+            .serving_slots
+            .with_label_values(&[model.as_str()])
+            .set(i64::from(outlook.slots));
+        for (number, lane) in Lane::LIVE.into_iter().enumerate() {
+            let labels = [lane.as_str(), model.as_str()];
+            metrics
+                .expected_wait
+                .with_label_values(&labels)
+                .set(outlook.wait[number]);
+            metrics
+                .slot_time
+                .with_label_values(&labels)
+                .set(outlook.slot_time[number]);
+        }
+    }
+
     /// Publishes a request again whose message at `sequence` is gone.
     async fn replace(&self, inflight: &InFlight, sequence: u64) {
         if let Some((publication, todo)) = inflight.next_publication(sequence, Instant::now()) {
@@ -162,7 +201,10 @@ impl Dispatch {
         // Away or not made yet: the next tick asks again.
         let Ok(consumer) = consumer else { return false };
         let info = consumer.cached_info();
-        self.0.admission.note_depth(lane, model, info.num_pending);
+        let running = u64::try_from(info.num_ack_pending).unwrap_or(0);
+        self.0
+            .admission
+            .note_depth(lane, model, info.num_pending, running);
         let labels = [lane.as_str(), model.as_str()];
         let as_gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         self.0
@@ -170,7 +212,6 @@ impl Dispatch {
             .queue_depth
             .with_label_values(&labels)
             .set(as_gauge(info.num_pending));
-        let running = u64::try_from(info.num_ack_pending).unwrap_or(0);
         self.0
             .metrics
             .in_flight

@@ -157,6 +157,10 @@ impl InFlight {
             reason
         };
         let end = self.audit_end(state, outcome, Some(reason), now, None);
+        // What a broker leaves behind has not had its slot for as long as it needed one.
+        if let Some(place) = state.place.take().filter(|_| stop != Stop::Leaving) {
+            place.served(now);
+        }
         self.finish(state, Ending::Bad(error), end, Some(stop.order()))
     }
 

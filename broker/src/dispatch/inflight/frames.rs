@@ -99,7 +99,7 @@ impl InFlight {
         if chunks.is_empty() {
             return Todo::default();
         }
-        state.first_frame.get_or_insert(now);
+        state.first_byte(now);
         state.waiting_bytes += chunks.len();
         // A piece that is too big by itself is not the reader's fault.
         if state.waiting_bytes > CLIENT_BUFFER && !state.waiting.is_empty() {
@@ -124,10 +124,10 @@ impl InFlight {
         } else {
             body
         };
-        state.first_frame.get_or_insert(now);
+        state.first_byte(now);
         state.attempt.alive = false;
         if let Some(place) = state.place.take() {
-            place.served(now.saturating_duration_since(state.first_claim.unwrap_or(now)));
+            place.served(now);
         }
         let end = self.audit_end(state, Outcome::Completed, None, now, Some(&summary));
         state.waiting.push_back(ReplyEvent::Done { summary, body });
@@ -141,6 +141,8 @@ impl InFlight {
 
     fn failed(&self, state: &mut State, failed: FailedAttempt, now: Instant) -> (FrameAnswer, Todo) {
         state.attempt.alive = false;
+        // Heard just now.
+        state.lose_slot();
         state.model_tokens = failed.output_tokens;
         let error = ExchangeError::from(failed.failure.clone());
         let again = failed.failure.kind.retry() == RetryRule::HereThenElsewhere;

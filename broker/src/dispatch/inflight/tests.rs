@@ -13,7 +13,7 @@ use duo_contract::frame::{ReplyFrame, Summary};
 use futures_util::FutureExt as _;
 
 use super::*;
-use crate::admission::Admission;
+use crate::admission::{Admission, Asker};
 use crate::audit::AuditLog;
 use crate::audit::sink::AuditSink;
 use crate::fleet::Fleet;
@@ -49,8 +49,9 @@ impl Bench {
             context_tokens: 1,
             max_output_tokens: 1,
         };
+        let asker = Asker { key: "k", limit: 8 };
         let place = Admission::new(Fleet::new())
-            .admit(&feature, &model.name)
+            .admit(asker, &feature, &model.name)
             .expect("there is room");
         let routed = RoutedRequest {
             feature,

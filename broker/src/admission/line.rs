@@ -1,0 +1,329 @@
+//! What stands in line for one model, lane by lane, and the place that a
+//! request holds there.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use duo_contract::name::{FeatureName, Lane};
+
+use super::estimate::{self, Free, Usual};
+use super::share::{self, People, Turn};
+
+/// How long a slot is held, before anything is known: what people wait for
+/// while they type is short.
+const GUESS: [Duration; 3] = [
+    Duration::from_millis(500),
+    Duration::from_secs(2),
+    Duration::from_secs(2),
+];
+/// Points that stand for the slots of a lane in an estimate, at most.
+const POINTS: usize = 64;
+
+/// The line of one model.
+#[derive(Debug)]
+pub struct Line(Mutex<State>);
+
+#[derive(Debug)]
+pub(super) struct State {
+    lanes: [LaneState; 3],
+    tickets: u64,
+}
+
+/// One lane of a line.
+#[derive(Debug)]
+pub(super) struct LaneState {
+    /// Requests of this broker that no worker has.
+    queued: usize,
+    /// Of these, those that the stream has not acknowledged yet.
+    unstored: usize,
+    /// When each of this broker's requests that a worker has was taken, oldest first.
+    running: VecDeque<Instant>,
+    others: Others,
+    slot_time: Usual,
+    first_byte: Usual,
+    pub(super) people: People,
+}
+
+/// What the other brokers had in line when the queue was last asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Others {
+    queued: usize,
+    running: usize,
+}
+
+/// Work of one lane, all brokers together.
+#[derive(Debug, Default)]
+pub(super) struct Load {
+    pub(super) queued: f64,
+    pub(super) running: f64,
+    /// Seconds that a slot is held.
+    pub(super) slot_time: f64,
+    /// Seconds from then on to the first byte.
+    pub(super) first_byte: f64,
+    /// When the slots of those that run will be free.
+    pub(super) slots: Vec<Free>,
+}
+
+impl Load {
+    /// Slot seconds of work that waits or runs.
+    pub(super) fn work(&self) -> f64 {
+        let running: f64 = self.slots.iter().map(|free| free.after * free.count).sum();
+        self.queued * self.slot_time + running
+    }
+}
+
+pub(super) fn index(lane: Lane) -> usize {
+    match lane {
+        Lane::Keystroke => 0,
+        Lane::Interactive => 1,
+        Lane::Background => 2,
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "nothing here comes near 2^52")]
+fn real(count: usize) -> f64 {
+    count as f64
+}
+
+impl LaneState {
+    fn new(lane: usize) -> Self {
+        Self {
+            queued: 0,
+            unstored: 0,
+            running: VecDeque::new(),
+            others: Others::default(),
+            slot_time: Usual::new(GUESS[lane]),
+            first_byte: Usual::new(Duration::ZERO),
+            people: People::default(),
+        }
+    }
+
+    pub(super) fn load(&self, now: Instant) -> Load {
+        let slot_time = self.slot_time.seconds();
+        let running = real(self.running.len() + self.others.running);
+        Load {
+            queued: real(self.queued + self.others.queued),
+            running,
+            slot_time,
+            first_byte: self.first_byte.seconds(),
+            slots: self.slots(running, slot_time, now),
+        }
+    }
+
+    /// A few of our own stand for all; where there are none, slots are taken
+    /// to have begun at any time.
+    fn slots(&self, running: f64, slot_time: f64, now: Instant) -> Vec<Free> {
+        if running == 0.0 {
+            return Vec::new();
+        }
+        let own = self.running.len();
+        if own == 0 {
+            let points = self.others.running.min(POINTS);
+            let count = running / real(points);
+            let spread = |point| (real(point) + 0.5) / real(points) * slot_time;
+            return (0..points)
+                .map(|point| Free {
+                    after: spread(point),
+                    count,
+                })
+                .collect();
+        }
+        let step = own.div_ceil(POINTS);
+        let chosen = self.running.iter().step_by(step);
+        let count = running / real(own.div_ceil(step));
+        chosen
+            .map(|since| {
+                let age = now.saturating_duration_since(*since).as_secs_f64();
+                Free {
+                    after: estimate::left(age, slot_time),
+                    count,
+                }
+            })
+            .collect()
+    }
+
+    pub(super) fn lately(&self) -> f64 {
+        share::lately(self.slot_time.seconds())
+    }
+
+    pub(super) fn slot_time(&self) -> f64 {
+        self.slot_time.seconds()
+    }
+}
+
+impl Line {
+    pub(super) fn new() -> Self {
+        Self(Mutex::new(State {
+            lanes: [0, 1, 2].map(LaneState::new),
+            tickets: 0,
+        }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at one lane.
+    pub(super) fn with<T>(&self, lane: Lane, look: impl FnOnce(&mut LaneState) -> T) -> T {
+        look(&mut self.state().lanes[index(lane)])
+    }
+
+    /// The work of every lane.
+    pub(super) fn loads(&self, now: Instant) -> [Load; 3] {
+        let state = self.state();
+        [0, 1, 2].map(|lane| state.lanes[lane].load(now))
+    }
+
+    /// What the stream says of one lane, all brokers together: messages that
+    /// no worker has got, and messages that one has.
+    pub(super) fn note_depth(&self, lane: Lane, pending: u64, unacknowledged: u64) {
+        let as_count = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
+        let (pending, held) = (as_count(pending), as_count(unacknowledged));
+        self.with(lane, |lane| {
+            let own = lane.running.len() + lane.queued - lane.unstored;
+            // A message that a worker has got but not claimed yet is still queued here, so the sum decides.
+            let others = pending.saturating_add(held).saturating_sub(own);
+            let running = held.saturating_sub(lane.running.len()).min(others);
+            lane.others = Others {
+                queued: others - running,
+                running,
+            };
+        });
+    }
+
+    /// Requests of this broker that wait, by lane, and that run.
+    #[must_use]
+    pub fn counts(&self) -> ([usize; 3], usize) {
+        let state = self.state();
+        let queued = [0, 1, 2].map(|lane| state.lanes[lane].queued);
+        (queued, state.lanes.iter().map(|lane| lane.running.len()).sum())
+    }
+
+    /// Takes a place for a request that should have its slot in `wait` seconds.
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        asker: (&str, u32),
+        feature: &FeatureName,
+        lane: Lane,
+        wait: f64,
+    ) -> Place {
+        let now = Instant::now();
+        let mut state = self.state();
+        state.tickets += 1;
+        let ticket = state.tickets;
+        let held = &mut state.lanes[index(lane)];
+        held.queued += 1;
+        held.unstored += 1;
+        let due = now + Duration::from_secs_f64(wait + held.slot_time());
+        held.people.enter(asker, feature, ticket, due, now);
+        Place {
+            line: Arc::clone(self),
+            lane,
+            key: asker.0.to_owned(),
+            feature: feature.clone(),
+            ticket,
+            stored: false,
+            slot_since: None,
+            held: Duration::ZERO,
+        }
+    }
+}
+
+/// A request's place in line; it moves on when a worker claims the request,
+/// back when the worker gives it up, and goes when it is dropped.
+#[derive(Debug)]
+pub struct Place {
+    line: Arc<Line>,
+    lane: Lane,
+    key: String,
+    feature: FeatureName,
+    ticket: u64,
+    stored: bool,
+    slot_since: Option<Instant>,
+    /// How long earlier attempts had a slot.
+    held: Duration,
+}
+
+impl Place {
+    /// The stream holds the request.
+    pub fn stored(&mut self) {
+        if !self.stored {
+            self.stored = true;
+            self.line.with(self.lane, |lane| lane.unstored -= 1);
+        }
+    }
+
+    /// A worker has taken the request.
+    pub fn claimed(&mut self, now: Instant) {
+        self.stored();
+        if self.slot_since.is_some() {
+            return;
+        }
+        self.slot_since = Some(now);
+        self.line.with(self.lane, |lane| {
+            lane.queued -= 1;
+            let at = lane.running.partition_point(|since| *since <= now);
+            lane.running.insert(at, now);
+            let turn = Turn {
+                has_slot: true,
+                due: now + Duration::from_secs_f64(lane.slot_time()),
+                now,
+            };
+            let lately = lane.lately();
+            lane.people
+                .turn(&self.key, &self.feature, self.ticket, &turn, lately);
+        });
+    }
+
+    /// The worker that had the request does not have it any more, since `at`:
+    /// it waits again.
+    pub fn released(&mut self, at: Instant) {
+        let Some(since) = self.slot_since.take() else {
+            return;
+        };
+        self.held += at.saturating_duration_since(since);
+        self.line.with(self.lane, |lane| {
+            let found = lane.running.partition_point(|other| *other < since);
+            lane.running.remove(found);
+            lane.queued += 1;
+            let turn = Turn {
+                has_slot: false,
+                due: at + Duration::from_secs_f64(lane.slot_time()),
+                now: at,
+            };
+            let lately = lane.lately();
+            lane.people
+                .turn(&self.key, &self.feature, self.ticket, &turn, lately);
+        });
+    }
+
+    /// The first byte of the answer is there.
+    pub fn first_byte(&self, now: Instant) {
+        if let Some(since) = self.slot_since {
+            let took = now.saturating_duration_since(since);
+            self.line.with(self.lane, |lane| lane.first_byte.note(took, now));
+        }
+    }
+
+    /// The request has had its slot for as long as it needed one: by all
+    /// attempts together, whether they ended well or its client left.
+    pub fn served(mut self, now: Instant) {
+        if self.slot_since.is_some() {
+            self.released(now);
+            let held = self.held;
+            self.line.with(self.lane, |lane| lane.slot_time.note(held, now));
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.stored();
+        self.released(Instant::now());
+        self.line.with(self.lane, |lane| {
+            lane.queued -= 1;
+            lane.people.leave(&self.key, &self.feature, self.ticket);
+        });
+    }
+}

@@ -1,0 +1,326 @@
+//! Who holds how much of one lane and model, and who has to stand back when
+//! people compete for it.
+//!
+//! A person may use whatever slots are idle. When none is, one who has lately
+//! had clearly more than an equal share gives way to the others: of such a
+//! person only `slots ÷ active people`, at least one, may be queued or running.
+//! Lately is what decides, not the moment: of ten people who ask equally often
+//! some hold two slots while others hold none, and nobody is to be refused for
+//! that.
+//!
+//! A service client (an API token, or GitLab without a person) is many people
+//! at once: it counts as limit ÷ [`PERSON_LIMIT`] people, but never as more
+//! than all active people together, so that however high its limit is, half of
+//! a contested lane stays with the people.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+use duo_contract::name::FeatureName;
+
+use crate::caller::PERSON_LIMIT;
+
+/// More than this many equal shares is clearly more. Ten people who ask
+/// equally often stay below it by chance alone.
+const CLEARLY_MORE: f64 = 1.5;
+/// Lately: so many slot times, within these bounds, in seconds.
+const LATELY_SLOT_TIMES: f64 = 16.0;
+const LATELY_LEAST: f64 = 5.0;
+const LATELY_MOST: f64 = 120.0;
+/// Who holds nothing and has lately held less of a slot than this is not active.
+const TRACE: f64 = 0.01;
+/// How long a count of the active ones may be used.
+const COUNT_FOR: Duration = Duration::from_millis(50);
+
+/// Everybody who has or lately had a request in one lane and model.
+#[derive(Debug, Default)]
+pub(super) struct People {
+    by_key: HashMap<String, Person>,
+    counted: Option<(Instant, Active)>,
+}
+
+#[derive(Debug)]
+struct Person {
+    /// Requests it may have under way for one feature.
+    limit: u32,
+    /// Requests under way, by feature: when each should be over.
+    open: Vec<(FeatureName, BTreeMap<u64, Instant>)>,
+    held: usize,
+    use_: Use,
+}
+
+/// Slots in use, averaged over lately.
+#[derive(Debug)]
+struct Use {
+    slots: u32,
+    average: f64,
+    at: Instant,
+}
+
+/// The active ones together.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Active {
+    /// How many people.
+    pub(super) people: f64,
+    /// How many people they and the service clients count as.
+    weight: f64,
+    /// Slots in use, averaged over lately.
+    average: f64,
+}
+
+impl Use {
+    fn turn(&mut self, now: Instant, lately: f64) {
+        let since = now.saturating_duration_since(self.at).as_secs_f64();
+        let kept = (-since / lately).exp();
+        self.average = self.average * kept + f64::from(self.slots) * (1.0 - kept);
+        self.at = now;
+    }
+}
+
+impl Person {
+    fn is_active(&self) -> bool {
+        self.held > 0 || self.use_.average > TRACE
+    }
+
+    fn is_service(&self) -> bool {
+        self.limit > PERSON_LIMIT
+    }
+
+    /// As how many people it counts beside so many.
+    fn weight(&self, people: f64) -> f64 {
+        (f64::from(self.limit) / f64::from(PERSON_LIMIT))
+            .min(people.max(1.0))
+            .max(1.0)
+    }
+}
+
+/// The span that counts as lately where a slot is held for `slot_time` seconds.
+pub(super) fn lately(slot_time: f64) -> f64 {
+    (slot_time * LATELY_SLOT_TIMES).clamp(LATELY_LEAST, LATELY_MOST)
+}
+
+impl People {
+    /// A request of `key` is admitted under `ticket`, and should be over at `due`.
+    pub(super) fn enter(
+        &mut self,
+        (key, limit): (&str, u32),
+        feature: &FeatureName,
+        ticket: u64,
+        due: Instant,
+        now: Instant,
+    ) {
+        if !self.by_key.contains_key(key) {
+            let newcomer = Person {
+                limit,
+                open: Vec::new(),
+                held: 0,
+                use_: Use {
+                    slots: 0,
+                    average: 0.0,
+                    at: now,
+                },
+            };
+            self.by_key.insert(key.to_owned(), newcomer);
+            self.counted = None;
+        }
+        let Some(person) = self.by_key.get_mut(key) else {
+            return;
+        };
+        person.limit = limit;
+        person.held += 1;
+        match person.open.iter_mut().find(|(name, _)| name == feature) {
+            Some((_, open)) => {
+                open.insert(ticket, due);
+            }
+            None => person
+                .open
+                .push((feature.clone(), BTreeMap::from([(ticket, due)]))),
+        }
+    }
+
+    /// The request has a slot and should be over at `due`, or has lost it again.
+    pub(super) fn turn(&mut self, key: &str, feature: &FeatureName, ticket: u64, turn: &Turn, lately: f64) {
+        let Some(person) = self.by_key.get_mut(key) else {
+            return;
+        };
+        person.use_.turn(turn.now, lately);
+        if turn.has_slot {
+            person.use_.slots += 1;
+        } else {
+            person.use_.slots = person.use_.slots.saturating_sub(1);
+        }
+        let open = person.open.iter_mut().find(|(name, _)| name == feature);
+        if let Some(due) = open.and_then(|(_, open)| open.get_mut(&ticket)) {
+            *due = turn.due;
+        }
+    }
+
+    /// The request is over.
+    pub(super) fn leave(&mut self, key: &str, feature: &FeatureName, ticket: u64) {
+        let Some(person) = self.by_key.get_mut(key) else {
+            return;
+        };
+        if let Some(index) = person.open.iter().position(|(name, _)| name == feature) {
+            let open = &mut person.open[index].1;
+            if open.remove(&ticket).is_some() {
+                person.held -= 1;
+            }
+            if open.is_empty() {
+                person.open.swap_remove(index);
+            }
+        }
+    }
+
+    /// Requests of `key` for `feature` that are under way, and when the oldest should be over.
+    pub(super) fn open(&self, key: &str, feature: &FeatureName) -> (usize, Option<Instant>) {
+        let open = self.by_key.get(key).and_then(|person| {
+            let open = person.open.iter().find(|(name, _)| name == feature);
+            open.map(|(_, open)| open)
+        });
+        let oldest = open.and_then(|open| open.values().next().copied());
+        (open.map_or(0, BTreeMap::len), oldest)
+    }
+
+    /// Has `key` to stand back where others compete with it for `slots`? Then
+    /// when its oldest request should be over.
+    pub(super) fn stands_back(
+        &mut self,
+        key: &str,
+        slots: f64,
+        lately: f64,
+        now: Instant,
+    ) -> Option<Option<Instant>> {
+        let active = self.active(now, lately);
+        let person = self.by_key.get_mut(key)?;
+        person.use_.turn(now, lately);
+        let weight = person.weight(active.people);
+        let equal = weight / active.weight.max(weight);
+        let has_more = person.use_.average > CLEARLY_MORE * equal * active.average.max(person.use_.average);
+        let cap = (slots * equal).floor().max(1.0);
+        #[expect(clippy::cast_precision_loss, reason = "nobody has 2^52 requests")]
+        let holds_more = person.held as f64 >= cap;
+        let oldest = person.open.iter().filter_map(|(_, open)| open.first_key_value());
+        let oldest = oldest.min_by_key(|(ticket, _)| **ticket).map(|(_, due)| *due);
+        (has_more && holds_more).then_some(oldest)
+    }
+
+    /// The active ones together; whoever is not any more is forgotten.
+    pub(super) fn active(&mut self, now: Instant, lately: f64) -> Active {
+        if let Some((at, active)) = self.counted
+            && now.saturating_duration_since(at) < COUNT_FOR
+        {
+            return active;
+        }
+        self.by_key.retain(|_, person| {
+            person.use_.turn(now, lately);
+            person.is_active()
+        });
+        let everybody = || self.by_key.values();
+        let people = everybody().filter(|person| !person.is_service()).count();
+        #[expect(clippy::cast_precision_loss, reason = "there are fewer than 2^52 people")]
+        let people = people as f64;
+        let active = Active {
+            people,
+            weight: everybody().map(|person| person.weight(people)).sum(),
+            average: everybody().map(|person| person.use_.average).sum(),
+        };
+        self.counted = Some((now, active));
+        active
+    }
+
+    /// Requests under way.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.by_key.values().map(|person| person.held).sum()
+    }
+}
+
+/// A change of a request that is under way.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Turn {
+    pub(super) has_slot: bool,
+    pub(super) due: Instant,
+    pub(super) now: Instant,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn feature() -> FeatureName {
+        FeatureName::parse("duo_chat").expect("a name")
+    }
+
+    /// `key` holds `slots` slots from `start` on.
+    fn hold(people: &mut People, key: &str, limit: u32, slots: u64, start: Instant) {
+        for ticket in 0..slots {
+            people.enter((key, limit), &feature(), ticket, start, start);
+            let turn = Turn {
+                has_slot: true,
+                due: start,
+                now: start,
+            };
+            people.turn(key, &feature(), ticket, &turn, 5.0);
+        }
+    }
+
+    #[test]
+    fn who_has_clearly_more_than_an_equal_share_stands_back() {
+        let (mut people, start) = (People::default(), Instant::now());
+        hold(&mut people, "greedy", PERSON_LIMIT, 5, start);
+        hold(&mut people, "one", PERSON_LIMIT, 2, start);
+        hold(&mut people, "two", PERSON_LIMIT, 1, start);
+        let now = start + Duration::from_secs(10);
+        assert!(people.stands_back("greedy", 8.0, 5.0, now).is_some());
+        assert!(people.stands_back("one", 8.0, 5.0, now).is_none());
+        assert!(people.stands_back("stranger", 8.0, 5.0, now).is_none());
+    }
+
+    #[test]
+    fn the_only_active_person_never_stands_back() {
+        let (mut people, start) = (People::default(), Instant::now());
+        hold(&mut people, "alone", PERSON_LIMIT, 8, start);
+        let now = start + Duration::from_secs(60);
+        assert!(people.stands_back("alone", 1.0, 5.0, now).is_none());
+    }
+
+    #[test]
+    fn a_service_is_many_people_but_never_more_than_all_others() {
+        let (mut people, start) = (People::default(), Instant::now());
+        hold(&mut people, "service", 1000, 8, start);
+        for person in 0..8 {
+            hold(&mut people, &person.to_string(), PERSON_LIMIT, 1, start);
+        }
+        let now = start + Duration::from_secs(10);
+        let active = people.active(now, 5.0);
+        assert!(
+            (active.people - 8.0).abs() < 1e-9 && (active.weight - 16.0).abs() < 1e-9,
+            "{active:?}"
+        );
+        assert!(
+            people.stands_back("service", 16.0, 5.0, now).is_none(),
+            "half is its share"
+        );
+        let (mut people, start) = (People::default(), Instant::now());
+        hold(&mut people, "service", 1000, 15, start);
+        hold(&mut people, "person", PERSON_LIMIT, 1, start);
+        let now = start + Duration::from_secs(10);
+        assert!(people.stands_back("service", 16.0, 5.0, now).is_some());
+    }
+
+    #[test]
+    fn who_has_left_is_forgotten_after_a_while() {
+        let (mut people, start) = (People::default(), Instant::now());
+        hold(&mut people, "gone", PERSON_LIMIT, 1, start);
+        let turn = Turn {
+            has_slot: false,
+            due: start,
+            now: start + Duration::from_secs(1),
+        };
+        people.turn("gone", &feature(), 0, &turn, 5.0);
+        people.leave("gone", &feature(), 0);
+        assert!(people.active(start + Duration::from_secs(2), 5.0).people > 0.0);
+        assert!(people.active(start + Duration::from_secs(60), 5.0).people < 1.0);
+        assert!(people.by_key.is_empty());
+    }
+}
