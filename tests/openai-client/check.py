@@ -104,7 +104,7 @@ def errors():
     small = client.with_options(api_key=os.environ["DUO_SMALL_TOKEN"]).chat.completions.create
     streams = [small(model="mistral", messages=QUESTION, max_tokens=300, stream=True) for _ in range(8)]
     error = expect(openai.RateLimitError, lambda: small(model="mistral", messages=QUESTION))
-    assert error.code == "rate_limit_exceeded" and int(error.response.headers["retry-after"]) > 0, error.body
+    assert error.code == "caller_limit" and int(error.response.headers["retry-after"]) > 0, error.body
     for stream in streams:
         stream.close()
 

@@ -70,7 +70,7 @@ async fn overload_tells_when_to_come_back() {
     assert_eq!(retry.as_deref(), Some("2"));
     assert_eq!(
         body,
-        r#"{"error":{"code":"rate_limit_exceeded","message":"words","param":null,"type":"rate_limit_exceeded"}}"#
+        r#"{"error":{"code":"why","message":"words","param":null,"type":"rate_limit_exceeded"}}"#
     );
     let (_, body, _) = answer(overloaded(), TEXT).await;
     assert!(body.contains(r#""choices":[]"#), "{body}");
