@@ -6,6 +6,7 @@
 //! request wait or loses a record.
 
 pub mod sink;
+pub mod sweeper;
 pub mod writer;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

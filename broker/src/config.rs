@@ -21,6 +21,8 @@ pub struct Config {
     pub nats: NatsConfig,
     /// Streams and leases.
     pub queue: QueueConfig,
+    /// How long a broker must be away before its requests are recorded as abandoned.
+    pub abandon_after: Duration,
     /// Postgres.
     pub database_url: SecretString,
     /// File of the seal keys, the same for every broker and worker.
@@ -71,6 +73,8 @@ pub struct LogConfig {
 
 /// Shortest lease that a drill may set.
 const MIN_LEASE: Duration = Duration::from_secs(1);
+/// Brokers that come back after a restart of NATS need some moments to be heard again.
+const MIN_ABANDON_AFTER: Duration = Duration::from_secs(1);
 
 impl Config {
     /// Reads every section and reports all problems together.
@@ -94,6 +98,7 @@ impl Config {
                 ca_file: env_ref.optional("DUO_NATS_CA_FILE").map(PathBuf::from),
             },
             queue: queue(env_ref),
+            abandon_after: abandon_after(env_ref),
             database_url: database_url(env_ref),
             seal_keys_file: env_ref
                 .required(
@@ -140,6 +145,14 @@ fn broker_name(env: &mut Env) -> String {
     }
     let run = uuid::Uuid::new_v4().simple().to_string();
     format!("{name}-{}", &run[..8])
+}
+
+fn abandon_after(env: &mut Env) -> Duration {
+    let after = env.duration("DUO_ABANDON_AFTER", Duration::from_secs(15));
+    if after < MIN_ABANDON_AFTER {
+        env.problem(format!("DUO_ABANDON_AFTER is shorter than {MIN_ABANDON_AFTER:?}"));
+    }
+    after
 }
 
 fn queue(env: &mut Env) -> QueueConfig {

@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 
 use crate::admission::Admission;
 use crate::api::{self, ApiState};
-use crate::audit::{AuditLog, sink, writer};
+use crate::audit::{AuditLog, sink, sweeper, writer};
 use crate::auth::{AuthConfig, Authenticator};
 use crate::config::{Config, QueueConfig};
 use crate::dispatch::inflight::Stop;
@@ -112,7 +112,7 @@ pub async fn run(
     let (audit_sink, audit_task) =
         sink::sink(nats.clone(), metrics.clone(), shutdown.clone(), closing.clone());
     let audit_done = tokio::spawn(audit_task);
-    let audit = AuditLog::new(&config.name, audit_sink, metrics.clone());
+    let audit = AuditLog::new(&config.name, audit_sink.clone(), metrics.clone());
     let parts = Parts {
         broker: config.name.clone(),
         nats: nats.clone(),
@@ -123,17 +123,21 @@ pub async fn run(
     };
     let (dispatch, chore_queue) = Dispatch::new(parts);
     let chores_done = tokio::spawn(chores::run(chore_queue, nats.clone(), closing.clone()));
-    spawn_dispatch(&dispatch).await?;
+    spawn_dispatch(&dispatch, &audit_sink).await?;
 
     let background = Shutdown::new();
     background.spawn(
         "relay",
         relay::run(store.clone(), nats.clone(), background.clone()),
     );
-    background.spawn("audit writer", {
-        let gauges = writer::WriterMetrics::register(&registry);
-        writer::run(store.clone(), nats.clone(), gauges, background.clone())
-    });
+    let sweeper = sweeper::Parts {
+        broker: config.name.clone(),
+        after: config.abandon_after,
+        store: store.clone(),
+        nats: nats.clone(),
+        sink: audit_sink,
+    };
+    keep_records(&background, &registry, sweeper);
     background.spawn("fleet", fleet::watch(nats.clone(), fleet, background.clone()));
     watch_queue(&background, &nats, config.queue, &dispatch, &routing);
     let client = http_client(config.gitlab_ca_file.as_deref())?;
@@ -208,6 +212,18 @@ fn serve_operations(listener: TcpListener, registry: &Registry, readiness: &Read
     end
 }
 
+/// Brings audit records into Postgres, and an end to those that would have none.
+fn keep_records(background: &Shutdown, registry: &Registry, sweeper: sweeper::Parts) {
+    let gauges = writer::WriterMetrics::register(registry);
+    let (store, nats) = (sweeper.store.clone(), sweeper.nats.clone());
+    background.spawn(
+        "audit writer",
+        writer::run(store, nats, gauges, background.clone()),
+    );
+    let gauges = sweeper::SweeperMetrics::register(registry);
+    background.spawn("sweeper", sweeper::run(sweeper, gauges, background.clone()));
+}
+
 /// Keeps the gauges of the queue true, and streams and consumers there.
 fn watch_queue(
     background: &Shutdown,
@@ -271,11 +287,11 @@ fn is_final(error: &topology::TopologyError) -> bool {
     matches!(error, topology::TopologyError::Server(_))
 }
 
-async fn spawn_dispatch(dispatch: &Dispatch) -> anyhow::Result<()> {
+async fn spawn_dispatch(dispatch: &Dispatch, records: &sink::AuditSink) -> anyhow::Result<()> {
     let replies = dispatch::replies::subscribe(dispatch).await?;
     let claims = claims::subscribe(dispatch).await?;
     let superseded = supersede::subscribe(dispatch).await?;
-    tokio::spawn(replies::run(dispatch.clone(), replies));
+    tokio::spawn(replies::run(dispatch.clone(), records.clone(), replies));
     tokio::spawn(claims::run(dispatch.clone(), claims));
     tokio::spawn(supersede::run(dispatch.clone(), superseded));
     tokio::spawn(watch::deadlines(dispatch.clone()));

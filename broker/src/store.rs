@@ -7,6 +7,7 @@
 pub mod api_tokens;
 pub mod audit_events;
 pub mod audit_late_ends;
+pub mod audit_open;
 pub mod audit_rejects;
 pub mod change;
 pub mod change_records;

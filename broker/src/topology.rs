@@ -273,8 +273,10 @@ fn consumer(name: String, filter: String, ack_wait: Duration, replicas: usize) -
 }
 
 fn audit_consumer(queue: &QueueConfig) -> pull::Config {
-    // Acknowledgements that a change of leader has swallowed cost a second delivery, which changes nothing.
-    const WRITER_ACK_WAIT: Duration = Duration::from_secs(10);
+    // A batch is written in milliseconds; that of a writer that died holds up the sweeper for so long. One that comes
+    // twice, since Postgres was slow or a change of leader swallowed its
+    // acknowledgement, changes nothing.
+    const WRITER_ACK_WAIT: Duration = Duration::from_secs(5);
     consumer(
         subject::AUDIT_CONSUMER.into(),
         subject::AUDIT_SUBJECTS.into(),

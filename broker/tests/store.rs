@@ -14,6 +14,7 @@ use duo_broker::config_file::{self, Applied, ApplyError};
 use duo_broker::relay;
 use duo_broker::store::api_tokens::NewToken;
 use duo_broker::store::audit_events::{Cursor, Filter};
+use duo_broker::store::audit_open::Place;
 use duo_broker::store::support_levels::level_of;
 use duo_broker::store::{Store, StoreError};
 use duo_contract::audit::{AuditKind, AuditRecord, End, Outcome, What, Who};
@@ -633,6 +634,35 @@ async fn the_first_terminal_record_wins_and_another_is_a_late_end() {
         (event.attempts, event.duration_us, event.output_tokens),
         (Some(1), Some(12_345), Some(7))
     );
+}
+
+#[tokio::test]
+async fn open_requests_are_found_page_by_page_with_all_that_was_recorded() {
+    let database = Database::create().await;
+    let ids: Vec<_> = (0..5).map(|_| id_on(0)).collect();
+    let begins: Vec<_> = (0..)
+        .zip(&ids)
+        .map(|(n, id)| admitted(*id, 10 + n, "b1"))
+        .collect();
+    insert(&database.store, &begins.iter().collect::<Vec<_>>()).await;
+    insert(&database.store, &[&ended(ids[1], 20, "b1")]).await;
+    let second = |second: i64| {
+        time::OffsetDateTime::from_unix_timestamp(i64::try_from(NEW_YEAR).unwrap() + second).unwrap()
+    };
+    let store = &database.store;
+    let first = store.unended(Place::at(second(0)), second(14), 2).await.unwrap();
+    assert_eq!(first, [begins[0].clone(), begins[2].clone()]);
+    let after = Place {
+        at: time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(first[1].occurred_at_us) * 1000)
+            .unwrap(),
+        request_id: ids[2],
+    };
+    // The last one was admitted after the end of the span.
+    assert_eq!(
+        store.unended(after, second(14), 2).await.unwrap(),
+        [begins[3].clone()]
+    );
+    assert_eq!(store.ended_among(&ids).await.unwrap(), [ids[1]]);
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! The real programs together: every scenario starts its own broker, worker, queue, database and neighbours, and ends
 //! by asserting that nothing is left over.
 
+mod abandoned;
 mod auth;
 mod bad_input;
 mod canary;

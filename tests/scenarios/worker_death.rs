@@ -115,7 +115,13 @@ async fn requests_of_a_killed_broker_end_within_a_lease_and_nobody_waits_for_the
         pace_ms: 50,
         ..Settings::default()
     };
-    let mut cluster = Cluster::builder().sim(sim).lease("1s").slots(1).start().await;
+    let mut cluster = Cluster::builder()
+        .sim(sim)
+        .lease("1s")
+        .slots(1)
+        .broker_env("DUO_ABANDON_AFTER", "1s")
+        .start()
+        .await;
     let mut stream = cluster
         .openai("/v1/chat/completions", &chat("hello", 2000, true))
         .open()
@@ -135,13 +141,13 @@ async fn requests_of_a_killed_broker_end_within_a_lease_and_nobody_waits_for_the
     cluster.ready(duo_system_tests::harness::PATIENCE).await;
     cluster.queued(0).await;
     cluster.sim_shows(|stats| stats.running == 0).await;
-    // The records of the dead broker's requests are closed by nobody yet, so they are not looked at here.
     cluster.sim.set(|sim| (sim.tokens, sim.pace_ms) = (3, 0));
     cluster
         .openai("/v1/chat/completions", &chat("next", 3, false))
         .send()
         .await
         .good();
+    cluster.assert_clean().await;
 }
 
 #[tokio::test]

@@ -114,7 +114,7 @@ pub struct End {
     /// The worker of the last attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<String>,
-    /// Attempts made.
+    /// Attempts made; 0 on an abandoned request, where nobody knows.
     pub attempts: u32,
     /// From acceptance to the first claim, microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -3,6 +3,8 @@
 //! Wire: version, kind (one byte each), attempt and number (u32 each, little
 //! endian), then the kind's own bytes. Frames are numbered from 0 within
 //! their attempt, heartbeats apart: those carry the number of the next frame.
+//! Attempts count from 1; a heartbeat of attempt 0 is no worker's, but a
+//! question to the owner, see [`ReplyFrame::question`].
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
@@ -136,6 +138,23 @@ const DONE: u8 = 3;
 const FAILED: u8 = 4;
 
 impl ReplyFrame {
+    /// Asks an owner, as a request, whether it knows the request. It answers [`FrameAnswer::Confirmed`] while the
+    /// request is open or its terminal record is on the way, and [`FrameAnswer::Stale`] when it knows of neither.
+    #[must_use]
+    pub fn question() -> Self {
+        Self {
+            attempt: 0,
+            number: 0,
+            kind: FrameKind::Heartbeat,
+        }
+    }
+
+    /// Is it a [`ReplyFrame::question`]?
+    #[must_use]
+    pub fn is_question(&self) -> bool {
+        self.attempt == 0 && self.kind == FrameKind::Heartbeat
+    }
+
     /// Is it the last of its attempt?
     #[must_use]
     pub fn is_last(&self) -> bool {

@@ -1,10 +1,13 @@
 //! Terminal records on their way to NATS: kept until NATS has acknowledged them.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
-use duo_contract::audit::AuditRecord;
+use duo_contract::audit::{AuditRecord, Outcome};
 use duo_contract::subject;
 use duo_process::nats::{Nats, RequestError};
 use duo_process::retry::RetryPolicy;
@@ -27,12 +30,24 @@ const WINDOW: usize = 512;
 const DROPS_PER_LINE: u64 = 1000;
 /// One publish may take this long before it is sent again.
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often [`AuditSink::flushed`] looks.
+const FLUSH_LOOK: Duration = Duration::from_millis(10);
 
 /// Where terminal records go. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct AuditSink {
     queue: mpsc::Sender<Outgoing>,
+    progress: Arc<Progress>,
     metrics: Metrics,
+}
+
+/// How far the sink is. Records are numbered from 1 in the order of the queue.
+#[derive(Debug, Default)]
+struct Progress {
+    /// At least the number of every record that is in the queue.
+    queued: AtomicU64,
+    /// Every record up to this number has been acknowledged.
+    stored: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -52,9 +67,18 @@ impl Outgoing {
     }
 }
 
-/// What lets NATS recognise a record that is sent twice.
+/// What lets NATS recognise a record that is sent twice. A sweeper's is no copy of the owner's, which may follow.
 pub(crate) fn message_id(record: &AuditRecord) -> String {
-    format!("{}-{}", record.request_id.simple(), record.kind.as_str())
+    let abandoned = record
+        .end
+        .as_ref()
+        .is_some_and(|end| end.outcome == Outcome::Abandoned);
+    let kind = if abandoned {
+        Outcome::Abandoned.as_str()
+    } else {
+        record.kind.as_str()
+    };
+    format!("{}-{kind}", record.request_id.simple())
 }
 
 /// A sink and the task that empties it. Run the task until the sink's last
@@ -66,20 +90,48 @@ pub fn sink(
     closing: Shutdown,
 ) -> (AuditSink, impl Future<Output = ()> + Send) {
     let (queue, records) = mpsc::channel(CAPACITY);
-    let task = drain(records, nats, metrics.clone(), shutdown, closing);
-    (AuditSink { queue, metrics }, task)
+    let sink = AuditSink {
+        queue,
+        progress: Arc::default(),
+        metrics,
+    };
+    let task = drain(
+        records,
+        nats,
+        sink.metrics.clone(),
+        Arc::clone(&sink.progress),
+        shutdown,
+        closing,
+    );
+    (sink, task)
 }
 
 impl AuditSink {
     /// Queues a record. The reserve sees to it that there is a place.
     pub fn write(&self, record: &AuditRecord) {
+        // Counted first, so that whoever waits for the count waits for this record.
+        self.progress.queued.fetch_add(1, Ordering::SeqCst);
         match self.queue.try_send(Outgoing::new(record)) {
             Ok(()) => self.metrics.audit_backlog.inc(),
-            Err(_) => tracing::error!(
-                request_id = %record.request_id,
-                "an audit record found no place although places are reserved; the sweeper will close it"
-            ),
+            Err(_) => {
+                self.progress.queued.fetch_sub(1, Ordering::SeqCst);
+                tracing::error!(
+                    request_id = %record.request_id,
+                    "an audit record found no place although places are reserved; the sweeper will close it"
+                );
+            }
         }
+    }
+
+    /// Waits until NATS has every record that was written before this call; false when it has not within `max`.
+    pub async fn flushed(&self, max: Duration) -> bool {
+        let queued = self.progress.queued.load(Ordering::SeqCst);
+        let all_stored = async {
+            while self.progress.stored.load(Ordering::SeqCst) < queued {
+                tokio::time::sleep(FLUSH_LOOK).await;
+            }
+        };
+        tokio::time::timeout(max, all_stored).await.is_ok()
     }
 
     /// Queues the record of a request that the queue never had, unless that
@@ -102,7 +154,15 @@ impl AuditSink {
     #[cfg(test)]
     pub(crate) fn for_test(metrics: Metrics) -> (Self, impl Sized) {
         let (queue, records) = mpsc::channel(CAPACITY);
-        (Self { queue, metrics }, records)
+        let progress = Arc::default();
+        (
+            Self {
+                queue,
+                progress,
+                metrics,
+            },
+            records,
+        )
     }
 
     /// Has the reserve for open requests been reached?
@@ -116,22 +176,56 @@ async fn drain(
     mut records: mpsc::Receiver<Outgoing>,
     nats: Nats,
     metrics: Metrics,
+    progress: Arc<Progress>,
     shutdown: Shutdown,
     closing: Shutdown,
 ) {
     let mut under_way = FuturesUnordered::new();
+    let mut received = 0_u64;
+    let mut settled = Settled::default();
     loop {
         tokio::select! {
-            Some(()) = under_way.next(), if !under_way.is_empty() => metrics.audit_backlog.dec(),
+            Some(number) = under_way.next(), if !under_way.is_empty() => {
+                metrics.audit_backlog.dec();
+                progress.stored.store(settled.add(number), Ordering::SeqCst);
+            }
             record = records.recv(), if under_way.len() < WINDOW => match record {
-                Some(record) => under_way.push(store(&nats, record, &shutdown)),
+                Some(record) => {
+                    received += 1;
+                    let number = received;
+                    let stored = store(&nats, record, &shutdown);
+                    under_way.push(async move {
+                        stored.await;
+                        number
+                    });
+                }
                 None => break,
             },
             () = closing.begun(), if !records.is_closed() => records.close(),
         }
     }
-    while let Some(()) = under_way.next().await {
+    while under_way.next().await.is_some() {
         metrics.audit_backlog.dec();
+    }
+}
+
+/// Numbers that have come, whichever order they came in.
+#[derive(Debug, Default)]
+struct Settled {
+    /// All up to this one.
+    all_to: u64,
+    /// Those beyond; fewer than [`WINDOW`].
+    beyond: BTreeSet<u64>,
+}
+
+impl Settled {
+    /// Adds a number; the one up to which all have come.
+    fn add(&mut self, number: u64) -> u64 {
+        self.beyond.insert(number);
+        while self.beyond.remove(&(self.all_to + 1)) {
+            self.all_to += 1;
+        }
+        self.all_to
     }
 }
 
@@ -163,4 +257,16 @@ async fn once(nats: &Nats, record: &Outgoing) -> Result<(), publish::PublishErro
         .await
         .map_err(|error: RequestError| publish::PublishError::from(error))?;
     publish::stored(&mut pending, ACK_TIMEOUT).await.map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_stored_out_of_order_counts_once_all_before_it_is() {
+        let mut settled = Settled::default();
+        assert_eq!([2, 3, 1, 5, 4].map(|number| settled.add(number)), [0, 0, 3, 3, 5]);
+        assert!(settled.beyond.is_empty());
+    }
 }

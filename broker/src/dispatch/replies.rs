@@ -1,6 +1,7 @@
-//! Reply frames to the requests they belong to: order, gaps, last frames.
+//! Reply frames to the requests they belong to: order, gaps, last frames. And
+//! the sweepers' questions whether a request is known here at all.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_nats::{Message, Subscriber};
 use duo_contract::frame::{FrameAnswer, FrameKind, ReplyFrame};
@@ -8,6 +9,10 @@ use duo_contract::subject;
 use futures_util::StreamExt as _;
 
 use super::Dispatch;
+use crate::audit::sink::AuditSink;
+
+/// An owner that has forgotten a request may take this long to hand over the terminal record.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Subscribes to every reply of this broker.
 ///
@@ -23,8 +28,12 @@ pub async fn subscribe(dispatch: &Dispatch) -> Result<Subscriber, async_nats::Su
 }
 
 /// Hands frames on until the connection is closed for good.
-pub async fn run(dispatch: Dispatch, mut replies: Subscriber) {
+pub async fn run(dispatch: Dispatch, records: AuditSink, mut replies: Subscriber) {
     while let Some(message) = replies.next().await {
+        if is_question(&message) {
+            dispatch.answer_question(message, &records);
+            continue;
+        }
         let answer = dispatch.take(&message);
         if let (Some(reply), Some(answer)) = (message.reply, answer)
             && dispatch
@@ -40,7 +49,34 @@ pub async fn run(dispatch: Dispatch, mut replies: Subscriber) {
     }
 }
 
+/// A heartbeat is short; anything longer is not decoded twice.
+fn is_question(message: &Message) -> bool {
+    const HEARTBEAT_BYTES: usize = 10;
+    message.payload.len() == HEARTBEAT_BYTES
+        && ReplyFrame::decode(&message.payload).is_ok_and(|frame| frame.is_question())
+}
+
 impl Dispatch {
+    /// Answers whether a request is open here. For one that is not, NATS has to have its terminal record first:
+    /// whoever asks takes `Stale` to mean that there is none.
+    fn answer_question(&self, message: Message, records: &AuditSink) {
+        let (Some(request), Some(reply)) = (subject::request_of_reply(&message.subject), message.reply)
+        else {
+            return;
+        };
+        let known = self.find(request).is_some();
+        let (nats, records) = (self.0.nats.clone(), records.clone());
+        tokio::spawn(async move {
+            let answer = if known || !records.flushed(FLUSH_TIMEOUT).await {
+                FrameAnswer::Confirmed
+            } else {
+                FrameAnswer::Stale
+            };
+            // A failure means that the connection is gone; the question comes again.
+            let _ = nats.client().publish(reply, answer.encode()).await;
+        });
+    }
+
     fn take(&self, message: &Message) -> Option<FrameAnswer> {
         let metrics = &self.0.metrics;
         let request = subject::request_of_reply(&message.subject)?;

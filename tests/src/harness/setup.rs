@@ -348,6 +348,18 @@ impl Cli {
         out
     }
 
+    /// Starts a further broker with these variables changed; its log is in `folder`.
+    pub fn serve(&self, name: &str, changes: &[(&str, String)], folder: &Path) -> Program {
+        let mut env = self.env.clone();
+        env.retain(|(known, _)| !changes.iter().any(|(changed, _)| known == changed));
+        env.extend(
+            changes
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), value.clone())),
+        );
+        Program::start(name, &self.path, &["serve"], env, folder)
+    }
+
     /// Makes an API token and gives its secret.
     ///
     /// # Panics
