@@ -191,10 +191,7 @@ impl Postgres {
     }
 
     fn log(&self) -> PathBuf {
-        std::env::temp_dir().join(format!(
-            "{}.log",
-            self.folder.file_name().unwrap_or_default().to_string_lossy()
-        ))
+        self.folder.join("log")
     }
 
     fn processes(&self) -> Vec<Pid> {
@@ -232,9 +229,6 @@ impl Postgres {
 impl Drop for Postgres {
     fn drop(&mut self) {
         self.end(b"");
-        if !std::thread::panicking() {
-            let _kept = fs::remove_file(self.log());
-        }
     }
 }
 
