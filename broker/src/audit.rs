@@ -214,10 +214,16 @@ impl OpenRecord {
 impl Inner {
     fn record(&self, state: &State, kind: AuditKind, end: Option<End>) -> AuditRecord {
         let now = duo_process::clock::now().unix_timestamp_nanos() / 1000;
+        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        // A record may be written some time after its end.
+        let late = end.as_ref().map_or(0, |end| {
+            let open = i64::try_from(self.received.elapsed().as_micros()).unwrap_or(i64::MAX);
+            open.saturating_sub(end.duration_us).max(0)
+        });
         AuditRecord {
             kind,
             request_id: self.request_id,
-            occurred_at_us: i64::try_from(now).unwrap_or(i64::MAX),
+            occurred_at_us: now.saturating_sub(late),
             broker: self.log.broker.to_string(),
             who: state.who.clone(),
             what: state.what.clone(),

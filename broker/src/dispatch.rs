@@ -16,6 +16,7 @@ pub mod watch;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use duo_contract::seal::SealKeys;
 use duo_process::nats::Nats;
@@ -142,7 +143,20 @@ impl Dispatch {
 
     /// Ends an open request before its answer does.
     pub fn stop(&self, inflight: &InFlight, stop: Stop) {
-        let todo = inflight.stop(stop, std::time::Instant::now());
+        let todo = inflight.stop(stop, Instant::now());
         self.follow_up(inflight, todo);
+    }
+
+    fn write_late_end(&self, inflight: &InFlight, now: Instant, at_once: bool) {
+        let todo = inflight.write_late_end(now, at_once);
+        self.follow_up(inflight, todo);
+    }
+
+    /// Ends every open request because this broker ends, and writes their records.
+    pub fn leave(&self) {
+        for inflight in self.all() {
+            self.stop(&inflight, Stop::Leaving);
+            self.write_late_end(&inflight, Instant::now(), true);
+        }
     }
 }

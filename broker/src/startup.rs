@@ -24,7 +24,6 @@ use crate::api::{self, ApiState};
 use crate::audit::{AuditLog, sink, sweeper, writer};
 use crate::auth::{AuthConfig, Authenticator};
 use crate::config::{Config, QueueConfig};
-use crate::dispatch::inflight::Stop;
 use crate::dispatch::{self, Dispatch, Parts, chores, claims, replies, supersede, watch};
 use crate::exchange::Exchange;
 use crate::fleet::{self, Fleet};
@@ -169,14 +168,14 @@ pub async fn run(
     };
     let app = api::router(Arc::new(state), Some(api::events::router(store)));
     tracing::info!(broker = config.name, listen = %api_listener.local_addr()?, "serving");
-    let cut = || {
-        for inflight in dispatch.all() {
-            dispatch.stop(&inflight, Stop::Leaving);
-        }
-    };
     let grace = config.http.drain_grace;
-    let drained = front::serve(api_listener, app, &shutdown, &readiness, grace, cut).await;
+    let drained = front::serve(api_listener, app, &shutdown, &readiness, grace, || {
+        dispatch.leave()
+    })
+    .await;
     tracing::info!(drained, "the API has stopped");
+    // Records of requests that ended well before may still wait for a worker's last word.
+    dispatch.leave();
     closing.begin();
     background.begin();
     let flushed = async {

@@ -13,6 +13,7 @@ mod nats_restart;
 mod neighbours;
 mod openai_python;
 mod overload;
+mod owner_death;
 mod path;
 mod postgres_away;
 mod real_server;

@@ -109,48 +109,6 @@ async fn a_frozen_worker_is_replaced_and_its_late_words_change_nothing() {
 }
 
 #[tokio::test]
-async fn requests_of_a_killed_broker_end_within_a_lease_and_nobody_waits_for_them() {
-    let sim = Settings {
-        tokens: 2000,
-        pace_ms: 50,
-        ..Settings::default()
-    };
-    let mut cluster = Cluster::builder()
-        .sim(sim)
-        .lease("1s")
-        .slots(1)
-        .broker_env("DUO_ABANDON_AFTER", "1s")
-        .start()
-        .await;
-    let mut stream = cluster
-        .openai("/v1/chat/completions", &chat("hello", 2000, true))
-        .open()
-        .await;
-    assert!(stream.next().await);
-    let queued = tokio::spawn(
-        cluster
-            .openai("/v1/chat/completions", &chat("queued", 5, true))
-            .try_open(),
-    );
-    cluster.queued(2).await;
-    cluster.broker.kill().await;
-    let answer = stream.rest().await;
-    assert!(!answer.looks_whole() && answer.broken.is_some(), "{answer}");
-    assert!(queued.await.expect("a result").is_err());
-    cluster.broker.again();
-    cluster.ready(duo_system_tests::harness::PATIENCE).await;
-    cluster.queued(0).await;
-    cluster.sim_shows(|stats| stats.running == 0).await;
-    cluster.sim.set(|sim| (sim.tokens, sim.pace_ms) = (3, 0));
-    cluster
-        .openai("/v1/chat/completions", &chat("next", 3, false))
-        .send()
-        .await
-        .good();
-    cluster.assert_clean().await;
-}
-
-#[tokio::test]
 async fn a_frozen_worker_that_nobody_replaces_goes_on_when_it_thaws() {
     let mut cluster = Cluster::builder().sim(sim()).lease("1s").start().await;
     let mut stream = cluster

@@ -14,8 +14,9 @@ use duo_contract::{cancel::CancelReason, subject, trace};
 use duo_process::clock;
 use duo_process::nats::RequestError;
 use futures_util::FutureExt as _;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::Instrument as _;
+use uuid::Uuid;
 
 use crate::claim;
 use crate::delivery::{Ack, Delivery};
@@ -94,17 +95,24 @@ impl Job {
             head: &head,
             ack,
             reply: &running.reply,
+            job: Uuid::new_v4(),
         };
         let work = AssertUnwindSafe(attempt.run(&body, slot)).catch_unwind();
         let outcome = async {
             tokio::select! {
                 biased;
                 stop = running.stopped() => match stop {
-                    Stop::HandBack => attempt.leave().await,
-                    Stop::Cancelled(reason) => cancelled(reason, &head),
+                    Stop::HandBack => attempt.leave("the worker is stopping", Outcome::HandedBack(Duration::ZERO)).await,
+                    Stop::Cancelled(reason) => attempt.cancelled(reason).await,
                 },
                 never = keep_alive(&worker, &ack_subject, &running.reply, lease(&head)) => match never {},
-                outcome = unwanted(&running.reply, &head) => outcome,
+                unwanted = unwanted(&worker, &ack_subject, &running.reply, &head) => match unwanted {
+                    // The message is deleted or in a successor's hands; its next delivery would tell.
+                    Unwanted::Stale => Outcome::Superseded,
+                    Unwanted::Ownerless => Outcome::Gone,
+                    // It may be frozen: when it thaws, it reads this and has the rest done by somebody else.
+                    Unwanted::Unheard => attempt.leave("the owner was silent", Outcome::Gone).await,
+                },
                 ended = work => match ended {
                     Ok(outcome) => outcome,
                     Err(_) => attempt.failed(Failure::new(FailureKind::Internal, "the worker failed"), 0, None).await,
@@ -134,18 +142,6 @@ fn count(worker: &Worker, head: &Head, ack: Ack) {
     }
 }
 
-fn cancelled(reason: CancelReason, head: &Head) -> Outcome {
-    tracing::debug!(request_id = %head.request_id, reason = reason.as_str(), "job cancelled");
-    match reason {
-        // The message may be in a successor's hands by now.
-        CancelReason::Replaced => Outcome::Superseded,
-        CancelReason::ClientGone
-        | CancelReason::SlowReader
-        | CancelReason::Superseded
-        | CancelReason::DeadlineExceeded => Outcome::Cancelled,
-    }
-}
-
 async fn settle(worker: &Worker, ack_subject: &str, outcome: Outcome) {
     worker.metrics.ended(outcome);
     outcome.settle(&worker.nats, ack_subject).await;
@@ -165,27 +161,50 @@ async fn keep_alive(worker: &Worker, ack_subject: &str, reply: &Reply, lease: Du
     }
 }
 
-/// Returns when the owner wants no more of this attempt, although its order to stop was lost, or when nobody has
-/// listened for its replies during a whole lease: it died, and nobody waits for the answer. A frame alone would not
-/// tell, since it asks for no answer.
-async fn unwanted(reply: &Reply, head: &Head) -> Outcome {
+/// Why an attempt is worth nothing any more.
+enum Unwanted {
+    /// The owner goes on without it, and its order to stop was lost.
+    Stale,
+    /// Nobody has listened for replies during a whole lease: the owner died, and nobody waits for the answer.
+    Ownerless,
+    /// The owner has said nothing for two leases although the queue works: it is frozen, cut off, or its machine died
+    /// and took its connections with it.
+    Unheard,
+}
+
+/// Returns when the attempt is worth nothing any more. A frame alone would not tell, since it asks for no answer.
+async fn unwanted(worker: &Worker, ack_subject: &str, reply: &Reply, head: &Head) -> Unwanted {
     let period = (lease(head) / REPORTS_PER_LEASE).max(Duration::from_millis(1));
     let mut ticks = tokio::time::interval_at(Instant::now() + period, period);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut alone_since = None;
+    let (mut alone_since, mut heard) = (None, Instant::now());
     loop {
         ticks.tick().await;
-        match reply.probe(period).await {
-            // The message is deleted or in a successor's hands; its next delivery would tell.
-            Some(Ok(FrameAnswer::Stale)) => return Outcome::Superseded,
+        let answer = reply.probe(period).await;
+        if !matches!(answer, Some(Err(RequestError::NoResponders))) {
+            alone_since = None;
+        }
+        match answer {
+            Some(Ok(FrameAnswer::Stale)) => return Unwanted::Stale,
             Some(Err(RequestError::NoResponders)) => {
                 let since = *alone_since.get_or_insert_with(Instant::now);
                 if since.elapsed() >= lease(head) {
                     tracing::info!(owner = head.owner, "the owner is gone; its request is removed");
-                    return Outcome::Gone;
+                    return Unwanted::Ownerless;
                 }
             }
-            _ => alone_since = None,
+            Some(Err(RequestError::TimedOut)) => {
+                // A queue that hangs says nothing about the owner.
+                if worker.nats.prolong(ack_subject, period).await.is_err() {
+                    heard = Instant::now();
+                }
+                // The next look would come too late.
+                if heard.elapsed() + period >= lease(head) * 2 {
+                    tracing::info!(owner = head.owner, "the owner is silent; its request is given up");
+                    return Unwanted::Unheard;
+                }
+            }
+            _ => heard = Instant::now(),
         }
     }
 }
@@ -201,11 +220,18 @@ struct Attempt<'a> {
     head: &'a Head,
     ack: Ack,
     reply: &'a Reply,
+    /// Tells it from another job that was given the same delivery.
+    job: Uuid,
 }
 
 impl Attempt<'_> {
     async fn run(&self, body: &Bytes, slot: Slot) -> Outcome {
-        let fresh = self.head.publication == 1 && self.ack.delivered == 1;
+        let known = self
+            .worker
+            .owners
+            .silent_for(&self.head.owner, lease(self.head))
+            .is_zero();
+        let fresh = known && self.head.publication == 1 && self.ack.delivered == 1;
         let late = clock::unix_ms() > self.head.first_byte_by_ms;
         let mut early = None;
         let verdict = if fresh && !late {
@@ -261,16 +287,10 @@ impl Attempt<'_> {
             stream_sequence: self.ack.stream_sequence,
             delivery: self.ack.delivered,
             worker: self.worker.name.clone(),
+            job: Some(self.job),
         };
         let end_by = instant(self.head.end_by_ms);
-        claim::ask(
-            &self.worker.nats,
-            &self.head.owner,
-            &request,
-            lease(self.head),
-            end_by,
-        )
-        .await
+        claim::ask(self.worker, &self.head.owner, &request, lease(self.head), end_by).await
     }
 
     async fn call(&self, body: &[u8]) -> Result<Called, Failure> {
@@ -418,22 +438,46 @@ impl Attempt<'_> {
         ended.map_or(Outcome::Unheard, settled)
     }
 
-    /// Hands the delivery back because this worker leaves. The owner is told,
-    /// so that it does not take the next delivery for a spurious one.
-    async fn leave(&self) -> Outcome {
-        let failed = FailedAttempt {
-            worker: self.worker.name.clone(),
-            failure: Failure::new(FailureKind::ModelUnavailable, "the worker is stopping"),
-            model_calls: 0,
-            output_tokens: None,
-            leaving: true,
-        };
+    /// Stops because the owner says so, and tells it what the request had cost.
+    async fn cancelled(&self, reason: CancelReason) -> Outcome {
+        tracing::debug!(request_id = %self.head.request_id, reason = reason.as_str(), "job cancelled");
+        match reason {
+            // The message may be in a successor's hands by now.
+            CancelReason::Replaced => Outcome::Superseded,
+            CancelReason::ClientGone
+            | CancelReason::SlowReader
+            | CancelReason::Superseded
+            | CancelReason::DeadlineExceeded => {
+                let stopped = self.stopped(
+                    Failure::new(FailureKind::Cancelled, "stopped by its owner"),
+                    false,
+                );
+                // Lost, the owner's own count stands.
+                let _ = timeout(LEAVE_WAIT, self.reply.last_word(stopped)).await;
+                Outcome::Cancelled
+            }
+        }
+    }
+
+    /// Gives the attempt up although nothing went wrong with it. The owner is told, so that it does not take the next
+    /// delivery for a spurious one; `unheard` becomes of the message if it does not answer.
+    async fn leave(&self, why: &str, unheard: Outcome) -> Outcome {
+        let left = self.stopped(Failure::new(FailureKind::ModelUnavailable, why), true);
         let by = Instant::now() + LEAVE_WAIT;
-        let ended = self.reply.finish(FrameKind::Failed(failed), LEAVE_WAIT, by).await;
-        match ended {
-            Ok(Ended::Unheard) | Err(_) => Outcome::HandedBack(Duration::ZERO),
+        match self.reply.finish(left, LEAVE_WAIT, by).await {
+            Ok(Ended::Unheard) | Err(_) => unheard,
             Ok(ended) => settled(ended),
         }
+    }
+
+    fn stopped(&self, failure: Failure, leaving: bool) -> FrameKind {
+        FrameKind::Failed(FailedAttempt {
+            worker: self.worker.name.clone(),
+            failure,
+            model_calls: 0,
+            output_tokens: None,
+            leaving,
+        })
     }
 }
 

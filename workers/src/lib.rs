@@ -5,7 +5,8 @@
 //! [`job`] works one delivery from decode to settle, [`claim`] asks the
 //! request's owner, [`model_server`] makes the call, [`reply`] sends the
 //! frames, [`outcome`] settles. Beside them [`presence`] says what this worker
-//! serves and [`running`] hears what owners order. It opens no database.
+//! serves, [`running`] hears what owners order, and [`owners`] knows which of
+//! them are silent. It opens no database.
 
 pub mod check;
 pub mod claim;
@@ -17,6 +18,7 @@ pub mod lanes;
 pub mod metrics;
 pub mod model_server;
 pub mod outcome;
+pub mod owners;
 pub mod presence;
 pub mod pulls;
 pub mod reply;

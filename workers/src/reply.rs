@@ -100,7 +100,26 @@ impl Reply {
     /// # Errors
     /// They are over the server's limit, or the connection is closed for good.
     pub async fn chunks(&self, chunks: Bytes) -> Result<(), ReplyError> {
-        match self.keep(FrameKind::Chunk(chunks), false) {
+        let Some(frame) = self.keep(FrameKind::Chunk(chunks), false) else {
+            return Ok(());
+        };
+        let published = self.publish(frame).await;
+        if published == Err(ReplyError::TooLarge) {
+            // Not sent: the number is free for the failure that follows.
+            self.take_back();
+        }
+        published
+    }
+
+    /// Sends the last frame of an attempt that was told to stop, unless one was sent already. Nobody answers it.
+    ///
+    /// # Errors
+    /// The connection is closed for good.
+    pub async fn last_word(&self, kind: FrameKind) -> Result<(), ReplyError> {
+        if self.kept().ended {
+            return Ok(());
+        }
+        match self.keep(kind, true) {
             Some(frame) => self.publish(frame).await,
             None => Ok(()),
         }

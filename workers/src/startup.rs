@@ -13,6 +13,7 @@ use prometheus::Registry;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::model_server::ModelServer;
+use crate::owners::Owners;
 use crate::running::Running;
 
 /// Least NATS server in each line; older ones lose or repeat work-queue messages.
@@ -31,6 +32,8 @@ pub struct Worker {
     pub servers: Vec<Arc<ModelServer>>,
     /// The jobs that run now.
     pub running: Running,
+    /// Which owners do not answer.
+    pub owners: Owners,
     /// What it counts.
     pub metrics: Metrics,
     /// Where its metrics are registered.
@@ -69,6 +72,7 @@ pub async fn build(config: Config) -> anyhow::Result<Arc<Worker>> {
         keys: config.seal_keys,
         servers,
         running: Running::default(),
+        owners: Owners::default(),
         metrics,
         registry,
         nats_up: readiness.condition("no connection to NATS"),

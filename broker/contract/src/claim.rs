@@ -19,9 +19,13 @@ pub struct ClaimRequest {
     pub delivery: u64,
     /// The worker (a subject token), where cancels reach it.
     pub worker: String,
+    /// The job that asks, as its worker numbers them: a consumer that was made anew counts deliveries from 1 again,
+    /// so two jobs may hold the same delivery.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<Uuid>,
 }
 
-/// The owner's answer, the same for the same delivery however often it is asked.
+/// The owner's answer, the same for the same job however often it is asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "snake_case")]
 pub enum ClaimReply {
@@ -98,6 +102,14 @@ json_message!(ClaimReply);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_claim_of_the_first_version_still_decodes() {
+        let text = include_str!("../fixtures/claim_request_v1.json").trim_end();
+        let claim = ClaimRequest::decode(text.as_bytes()).expect("decodes");
+        assert_eq!((claim.publication, claim.delivery, claim.job), (1, 2, None));
+        assert_eq!(claim.encode(), text.as_bytes());
+    }
 
     #[test]
     fn answers_of_the_first_version_still_decode() {

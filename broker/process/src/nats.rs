@@ -35,6 +35,8 @@ const SUBSCRIPTION_CAPACITY: usize = 16_384;
 const CLIENT_CAPACITY: usize = 16_384;
 /// How long an acknowledgement sent as a request may take.
 const ACK_TIMEOUT: Duration = Duration::from_secs(2);
+/// What prolongs a delivery's lease.
+const PROGRESS: Bytes = Bytes::from_static(b"+WPI");
 
 /// How to reach NATS.
 #[derive(Debug, Clone)]
@@ -238,13 +240,20 @@ impl Nats {
             .map(|_| ())
     }
 
+    /// Prolongs a delivery's lease as a request: what comes back shows that the queue is there.
+    ///
+    /// # Errors
+    /// The server did not confirm.
+    pub async fn prolong(&self, ack_subject: &str, timeout: Duration) -> Result<(), RequestError> {
+        self.request(ack_subject.to_owned(), PROGRESS, timeout)
+            .await
+            .map(|_| ())
+    }
+
     /// Prolongs a delivery's lease; lost ones do no harm, the next one follows.
     pub async fn progress(&self, ack_subject: &str) {
         // A failure here means a lost connection, which the lease already covers.
-        let _ = self
-            .client
-            .publish(ack_subject.to_owned(), Bytes::from_static(b"+WPI"))
-            .await;
+        let _ = self.client.publish(ack_subject.to_owned(), PROGRESS).await;
     }
 }
 

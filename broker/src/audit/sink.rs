@@ -152,7 +152,7 @@ impl AuditSink {
 
     /// A sink whose records a test reads itself, or drops.
     #[cfg(test)]
-    pub(crate) fn for_test(metrics: Metrics) -> (Self, impl Sized) {
+    pub(crate) fn for_test(metrics: Metrics) -> (Self, TestRecords) {
         let (queue, records) = mpsc::channel(CAPACITY);
         let progress = Arc::default();
         (
@@ -161,7 +161,7 @@ impl AuditSink {
                 progress,
                 metrics,
             },
-            records,
+            TestRecords(records),
         )
     }
 
@@ -169,6 +169,20 @@ impl AuditSink {
     #[must_use]
     pub fn is_saturated(&self) -> bool {
         self.queue.capacity() < RESERVE
+    }
+}
+
+/// What a test's sink was given.
+#[cfg(test)]
+#[derive(Debug)]
+pub(crate) struct TestRecords(mpsc::Receiver<Outgoing>);
+
+#[cfg(test)]
+impl TestRecords {
+    /// The oldest record that has not been read.
+    pub(crate) fn next(&mut self) -> Option<AuditRecord> {
+        let outgoing = self.0.try_recv().ok()?;
+        Some(AuditRecord::decode(&outgoing.payload).expect("our own record"))
     }
 }
 

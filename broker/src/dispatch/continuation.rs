@@ -83,9 +83,15 @@ impl Received {
         self.chunks == 0
     }
 
-    /// Chunks received; at most the tokens generated.
-    pub(crate) fn chunks(&self) -> u64 {
-        self.chunks
+    /// Tokens received: by their ids where the server gives them, else one for each chunk with text.
+    pub(crate) fn tokens(&self) -> u64 {
+        let ids = self.token_ids.as_ref().map(Vec::len).filter(|n| *n > 0);
+        ids.and_then(|n| u64::try_from(n).ok()).unwrap_or(self.with_text)
+    }
+
+    /// Tokens that attempts before the current one have generated.
+    pub(crate) fn earlier_tokens(&self) -> u64 {
+        self.earlier_tokens
     }
 
     /// Can another attempt go on after what there is?
@@ -110,8 +116,7 @@ impl Received {
     pub(crate) fn begin_attempt(&mut self) {
         self.later_attempt = !self.is_empty();
         if self.later_attempt {
-            let ids = self.token_ids.as_ref().map(Vec::len).filter(|n| *n > 0);
-            self.earlier_tokens = ids.and_then(|n| u64::try_from(n).ok()).unwrap_or(self.with_text);
+            self.earlier_tokens = self.tokens();
         }
     }
 

@@ -24,7 +24,7 @@ use super::continuation::Received;
 use crate::admission::Place;
 use crate::audit::OpenRecord;
 use crate::request::{ExchangeError, ReplyEvent, RoutedRequest, Work};
-use endings::{Ending, cut_off};
+use endings::{Ending, Unwritten, cut_off};
 
 pub use endings::Stop;
 
@@ -79,7 +79,8 @@ pub struct State {
     /// Where the current publication is in the stream, once NATS has said so.
     pub sequence: Option<u64>,
     attempt: Attempt,
-    claimed_delivery: Option<(u32, u64, u64)>,
+    /// The claim that began the attempt: its asker gets the same answer again.
+    claimed_by: Option<ClaimRequest>,
     first_claim: Option<Instant>,
     first_frame: Option<Instant>,
     heard: Instant,
@@ -92,6 +93,8 @@ pub struct State {
     waiting: VecDeque<ReplyEvent>,
     waiting_bytes: usize,
     end: Option<Ending>,
+    /// Its record, while that waits for the last word of the worker that was told to stop.
+    unwritten: Option<Unwritten>,
     /// It ended before NATS had said where its message is.
     left_behind: bool,
     /// When its message was last looked for.
@@ -120,7 +123,7 @@ pub struct Todo {
     pub cancel: Option<(String, CancelReason)>,
     /// Delete this message of the stream.
     pub delete: Option<u64>,
-    /// The request is over: forget it.
+    /// The request is over and its record is written: forget it.
     pub forget: bool,
     /// Ask this worker for frames again: attempt, from, until.
     pub resend: Option<(String, u32, u32, u32)>,
@@ -144,7 +147,7 @@ impl InFlight {
                 publication: 1,
                 sequence: None,
                 attempt: Attempt::default(),
-                claimed_delivery: None,
+                claimed_by: None,
                 first_claim: None,
                 first_frame: None,
                 heard: accepted,
@@ -155,6 +158,7 @@ impl InFlight {
                 waiting: VecDeque::new(),
                 waiting_bytes: 0,
                 end: None,
+                unwritten: None,
                 left_behind: false,
                 looked: None,
                 last_failure: None,
@@ -180,7 +184,7 @@ impl InFlight {
         if let Some(place) = &mut state.place {
             place.stored();
         }
-        let left_behind = std::mem::take(&mut state.left_behind);
+        let left_behind = state.publication == publication && std::mem::take(&mut state.left_behind);
         Todo {
             delete: left_behind.then_some(sequence),
             ..Todo::default()
@@ -217,12 +221,11 @@ impl InFlight {
     #[must_use]
     pub fn claim(&self, claim: &ClaimRequest, now: Instant) -> (ClaimReply, Todo) {
         let mut state = self.state();
-        let delivery = (claim.publication, claim.stream_sequence, claim.delivery);
         if state.end.is_some() || claim.publication < state.publication {
             return (ClaimReply::Gone, Todo::default());
         }
         state.sequence = Some(claim.stream_sequence);
-        if state.claimed_delivery == Some(delivery) && state.attempt.alive {
+        if state.attempt.alive && state.claimed_by.as_ref() == Some(claim) {
             return (state.permission(), Todo::default());
         }
         let silent = now.saturating_duration_since(state.heard);
@@ -231,24 +234,25 @@ impl InFlight {
             let delay_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
             return (ClaimReply::Busy { delay_ms }, Todo::default());
         }
-        // A worker that gets its own request again stops the old attempt by
-        // itself; an order names the request and would stop both.
-        let replaced = state.alive_worker().filter(|worker| *worker != claim.worker);
+        let replaced = state.alive_worker();
         state.attempt.alive = false;
         state.lose_slot();
         if let Some(error) = self.no_further_attempt(&state, now) {
-            let todo = self.end_badly(&mut state, error, now);
-            drop(state);
-            self.wake.notify_one();
+            let mut todo = self.end_badly(&mut state, error, now);
+            // Silent, but perhaps at work all the same.
+            todo.cancel = replaced.map(|worker| (worker, CancelReason::DeadlineExceeded));
             return (ClaimReply::Gone, todo);
         }
+        // A worker that gets its own request again stops the old attempt by
+        // itself; an order names the request and would stop both.
+        let replaced = replaced.filter(|worker| *worker != claim.worker);
         state.attempt = Attempt {
             number: state.attempt.number + 1,
             given_up: state.attempt.given_up,
             worker: Some(claim.worker.clone()),
             alive: true,
         };
-        state.claimed_delivery = Some(delivery);
+        state.claimed_by = Some(claim.clone());
         state.last_answer = None;
         state.first_claim.get_or_insert(now);
         if let Some(place) = &mut state.place {
@@ -271,6 +275,9 @@ impl InFlight {
 
     /// Why this request may not be tried again, if so.
     fn no_further_attempt(&self, state: &State, now: Instant) -> Option<ExchangeError> {
+        if now >= self.end_by {
+            return Some(state.why(Stop::Overdue));
+        }
         if state.received.is_empty() && now >= self.first_byte_by {
             return Some(state.why(Stop::Expired));
         }

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use async_nats::{Message, Subscriber};
+use duo_contract::failure::FailureKind;
 use duo_contract::frame::{FrameAnswer, FrameKind, ReplyFrame};
 use duo_contract::subject;
 use futures_util::StreamExt as _;
@@ -103,7 +104,9 @@ impl Dispatch {
                 false => FrameAnswer::Stale,
             });
         };
-        if let FrameKind::Failed(failed) = &frame.kind {
+        if let FrameKind::Failed(failed) = &frame.kind
+            && failed.failure.kind != FailureKind::Cancelled
+        {
             tracing::info!(
                 request_id = %request,
                 worker = failed.worker,

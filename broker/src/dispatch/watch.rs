@@ -30,7 +30,7 @@ const PRESSED_TICK: Duration = Duration::from_millis(100);
 /// Messages looked for, and published again, at once.
 const LOOKS: usize = 16;
 
-/// Ends what is overdue, until the process does.
+/// Ends what is overdue, and writes the records that waited in vain for a worker's last word, until the process ends.
 pub async fn deadlines(dispatch: Dispatch) {
     let mut tick = tokio::time::interval(DEADLINE_TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -41,6 +41,7 @@ pub async fn deadlines(dispatch: Dispatch) {
             if let Some(stop) = inflight.overdue(now) {
                 dispatch.stop(&inflight, stop);
             }
+            dispatch.write_late_end(&inflight, now, false);
         }
     }
 }

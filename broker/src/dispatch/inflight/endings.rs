@@ -19,6 +19,17 @@ const TAKER_PATIENCE: Duration = Duration::from_secs(3);
 /// The same where the model server could not be reached: it may be starting.
 const RETURN_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long a terminal record waits for the worker to say what the request had
+/// cost when it was told to stop; without its word the owner's own count stands.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// A terminal record that waits for the last word of a worker.
+#[derive(Debug)]
+pub(super) struct Unwritten {
+    end: End,
+    by: Instant,
+}
+
 /// How a request ended.
 #[derive(Debug, Clone)]
 pub(super) enum Ending {
@@ -131,6 +142,33 @@ impl InFlight {
         self.end_badly(&mut state, error, now)
     }
 
+    /// The worker that was told to stop says what the request had cost; without
+    /// its word (`None`) the record is written as it stands.
+    pub(super) fn write_end(&self, state: &mut State, output_tokens: Option<u64>) -> Todo {
+        let Some(Unwritten { mut end, .. }) = state.unwritten.take() else {
+            return Todo::default();
+        };
+        if let Some(tokens) = output_tokens {
+            end.output_tokens = i64::try_from(state.received.earlier_tokens() + tokens).ok();
+        }
+        self.task.record.close(end);
+        Todo {
+            forget: true,
+            ..Todo::default()
+        }
+    }
+
+    /// Writes the record of a request that has ended, if its worker has had
+    /// long enough for its last word or `at_once` is set.
+    #[must_use]
+    pub fn write_late_end(&self, now: Instant, at_once: bool) -> Todo {
+        let mut state = self.state();
+        match &state.unwritten {
+            Some(unwritten) if at_once || now >= unwritten.by => self.write_end(&mut state, None),
+            _ => Todo::default(),
+        }
+    }
+
     /// Is its time over?
     #[must_use]
     pub fn overdue(&self, now: Instant) -> Option<Stop> {
@@ -161,7 +199,7 @@ impl InFlight {
         if let Some(place) = state.place.take().filter(|_| stop != Stop::Leaving) {
             place.served(now);
         }
-        self.finish(state, Ending::Bad(error), end, Some(stop.order()))
+        self.finish(state, Ending::Bad(error), end, stop.order(), now)
     }
 
     pub(super) fn end_badly(&self, state: &mut State, error: ExchangeError, now: Instant) -> Todo {
@@ -180,24 +218,32 @@ impl InFlight {
             state,
             Ending::Bad(error),
             end,
-            Some(CancelReason::DeadlineExceeded),
+            CancelReason::DeadlineExceeded,
+            now,
         )
     }
 
     /// Every bad end comes by here.
-    fn finish(&self, state: &mut State, ending: Ending, end: End, order: Option<CancelReason>) -> Todo {
+    fn finish(&self, state: &mut State, ending: Ending, end: End, order: CancelReason, now: Instant) -> Todo {
         let worker = state.alive_worker();
         state.end = Some(ending);
         state.left_behind = state.sequence.is_none();
         state.held.clear();
         state.place = None;
-        self.task.record.close(end);
+        state.unwritten = Some(Unwritten {
+            end,
+            by: now + LAST_WORD,
+        });
         self.wake.notify_one();
+        let written = match &worker {
+            // It knows best what it has spent, and says so when it has stopped.
+            Some(_) => Todo::default(),
+            None => self.write_end(state, None),
+        };
         Todo {
-            cancel: worker.zip(order),
+            cancel: worker.map(|worker| (worker, order)),
             delete: state.sequence,
-            forget: true,
-            resend: None,
+            ..written
         }
     }
 
@@ -216,11 +262,11 @@ impl InFlight {
             i64::try_from(micros).unwrap_or(i64::MAX)
         };
         let tokens = |count: Option<u64>| count.and_then(|count| i64::try_from(count).ok());
-        let sent = state.received.chunks();
+        let received = state.received.tokens();
         let spent = summary
             .and_then(|s| s.output_tokens)
             .or(state.model_tokens)
-            .or((sent > 0).then_some(sent));
+            .or((received > 0).then_some(received));
         End {
             outcome,
             reason: reason.map(str::to_owned),

@@ -30,10 +30,10 @@ impl InFlight {
             let answer = state.last_answer.clone().unwrap_or(FrameAnswer::Stale);
             return (answer, Todo::default());
         }
-        state.heard = now;
         if state.end.is_some() {
-            return (FrameAnswer::Confirmed, Todo::default());
+            return self.last_word(&mut state, &frame.kind);
         }
+        state.heard = now;
         if frame.kind == FrameKind::Heartbeat {
             // It carries the number of the next frame, so it shows a gap before a silence.
             return (FrameAnswer::Confirmed, ask(&mut state, frame.number, now));
@@ -62,6 +62,17 @@ impl InFlight {
         }
         self.wake.notify_one();
         answer
+    }
+
+    /// A frame of an attempt that was told to stop: only what it had cost is of interest.
+    fn last_word(&self, state: &mut State, kind: &FrameKind) -> (FrameAnswer, Todo) {
+        let tokens = match kind {
+            FrameKind::Done { summary, .. } => summary.output_tokens,
+            FrameKind::Failed(failed) => failed.output_tokens,
+            // It works on: its order was lost, or is on its way.
+            FrameKind::Chunk(_) | FrameKind::Heartbeat => return (FrameAnswer::Stale, Todo::default()),
+        };
+        (FrameAnswer::Confirmed, self.write_end(state, tokens))
     }
 
     /// Keeps a frame that came before one that is missing, and asks for that one.
@@ -143,7 +154,8 @@ impl InFlight {
         state.attempt.alive = false;
         // Heard just now.
         state.lose_slot();
-        state.model_tokens = failed.output_tokens;
+        let earlier = state.received.earlier_tokens();
+        state.model_tokens = failed.output_tokens.map(|tokens| earlier + tokens);
         let error = ExchangeError::from(failed.failure.clone());
         let again = failed.failure.kind.retry() == RetryRule::HereThenElsewhere;
         let delay = if failed.leaving {

@@ -15,22 +15,26 @@ use futures_util::FutureExt as _;
 use super::*;
 use crate::admission::{Admission, Asker};
 use crate::audit::AuditLog;
-use crate::audit::sink::AuditSink;
+use crate::audit::sink::{AuditSink, TestRecords};
 use crate::fleet::Fleet;
 use crate::metrics::Metrics;
+
+mod model;
 
 const LEASE: Duration = Duration::from_secs(5);
 
 struct Bench {
     inflight: InFlight,
     metrics: Metrics,
+    admission: Admission,
+    records: TestRecords,
     start: Instant,
 }
 
 impl Bench {
     fn new(stream: bool) -> Self {
         let metrics = Metrics::new(&Registry::new());
-        let (sink, _records) = AuditSink::for_test(metrics.clone());
+        let (sink, records) = AuditSink::for_test(metrics.clone());
         let audit = AuditLog::new("b", sink, metrics.clone());
         let record = audit.open(Who::default(), "/v1/chat/completions", None, None);
         let name = ModelName::parse("m").expect("a name");
@@ -49,8 +53,9 @@ impl Bench {
             context_tokens: 1,
             max_output_tokens: 1,
         };
+        let admission = Admission::new(Fleet::new());
         let asker = Asker { key: "k", limit: 8 };
-        let place = Admission::new(Fleet::new())
+        let place = admission
             .admit(asker, &feature, &model.name)
             .expect("there is room");
         let routed = RoutedRequest {
@@ -81,6 +86,8 @@ impl Bench {
         Self {
             inflight,
             metrics,
+            admission,
+            records,
             start,
         }
     }
@@ -103,6 +110,7 @@ impl Bench {
             stream_sequence: sequence,
             delivery,
             worker: worker.into(),
+            job: None,
         };
         self.inflight.claim(&claim, self.start + after)
     }
@@ -308,13 +316,97 @@ fn a_client_that_leaves_frees_message_and_worker_once() {
     bench.claim(1, "w", Duration::ZERO);
     let todo = bench.inflight.stop(Stop::ClientGone, bench.start);
     assert_eq!(todo.cancel, Some(("w".into(), CancelReason::ClientGone)));
-    assert_eq!((todo.delete, todo.forget), (Some(10), true));
+    assert_eq!((todo.delete, todo.forget), (Some(10), false));
     assert_eq!(
         bench.inflight.stop(Stop::ClientGone, bench.start),
         Todo::default()
     );
-    assert_eq!(bench.ended(Outcome::Cancelled), 1);
     assert_eq!(bench.claim(2, "w", Duration::ZERO), ClaimReply::Gone);
+    assert!(bench.inflight.write_late_end(bench.start + LEASE, false).forget);
+    assert_eq!(bench.ended(Outcome::Cancelled), 1);
+}
+
+/// The failure with which a worker answers an order to stop.
+fn stopped(output_tokens: u64) -> FrameKind {
+    FrameKind::Failed(FailedAttempt {
+        worker: "w".into(),
+        failure: Failure::new(FailureKind::Cancelled, "stopped"),
+        model_calls: 1,
+        output_tokens: Some(output_tokens),
+        leaving: false,
+    })
+}
+
+#[test]
+fn the_record_of_a_stopped_request_says_what_its_worker_had_spent() {
+    let mut bench = Bench::new(true);
+    bench.claim(1, "w", Duration::ZERO);
+    bench.frame(1, 0, chunk("a"));
+    let _ = bench.inflight.stop(Stop::ClientGone, bench.start);
+    assert_eq!(
+        bench.frame(1, 1, FrameKind::Heartbeat),
+        FrameAnswer::Stale,
+        "its order was lost"
+    );
+    assert!(bench.records.next().is_none());
+    assert_eq!(bench.frame(1, 4, stopped(4)), FrameAnswer::Confirmed);
+    let end = bench
+        .records
+        .next()
+        .and_then(|record| record.end)
+        .expect("a record");
+    assert_eq!((end.outcome, end.output_tokens), (Outcome::Cancelled, Some(4)));
+    assert_eq!(bench.frame(1, 4, stopped(9)), FrameAnswer::Confirmed);
+    assert!(bench.records.next().is_none(), "one record");
+}
+
+#[test]
+fn the_record_of_a_stopped_request_does_not_wait_long_for_its_worker() {
+    let mut bench = Bench::new(true);
+    bench.claim(1, "w", Duration::ZERO);
+    bench.frame(1, 0, chunk("a"));
+    let _ = bench.inflight.stop(Stop::ClientGone, bench.start);
+    let soon = bench.start + Duration::from_millis(900);
+    assert_eq!(bench.inflight.write_late_end(soon, false), Todo::default());
+    let late = bench.start + Duration::from_millis(1100);
+    assert!(bench.inflight.write_late_end(late, false).forget);
+    let end = bench
+        .records
+        .next()
+        .and_then(|record| record.end)
+        .expect("a record");
+    assert_eq!(end.output_tokens, Some(1), "what the owner has received");
+}
+
+#[test]
+fn a_silent_worker_is_told_to_stop_when_its_request_ends_by_a_claim() {
+    let bench = Bench::new(true);
+    bench.claim(1, "w", Duration::ZERO);
+    bench.frame(1, 0, chunk("ends in a blank "));
+    let (answer, todo) = bench.claim_of(1, 10, 2, "w", LEASE);
+    assert_eq!(answer, ClaimReply::Gone);
+    assert_eq!(todo.cancel.map(|(worker, _)| worker).as_deref(), Some("w"));
+}
+
+#[test]
+fn one_delivery_counted_twice_begins_one_attempt() {
+    let bench = Bench::new(true);
+    let claim = |worker: &str, job: u128| ClaimRequest {
+        request_id: bench.inflight.request_id,
+        publication: 1,
+        stream_sequence: 10,
+        delivery: 1,
+        worker: worker.into(),
+        job: Some(Uuid::from_u128(job)),
+    };
+    let ask = |worker, job| bench.inflight.claim(&claim(worker, job), bench.start).0;
+    assert_eq!(ask("w", 1), ClaimReply::Proceed { attempt: 1 });
+    assert!(matches!(ask("other", 2), ClaimReply::Busy { .. }));
+    assert!(
+        matches!(ask("w", 3), ClaimReply::Busy { .. }),
+        "a new job of the same worker"
+    );
+    assert_eq!(ask("w", 1), ClaimReply::Proceed { attempt: 1 });
 }
 
 #[test]
@@ -325,6 +417,7 @@ fn a_reader_that_is_too_slow_is_cancelled_with_bounded_memory() {
     for number in 0..5 {
         bench.frame(1, number, chunk(&big));
     }
+    let _ = bench.inflight.write_late_end(bench.start, true);
     assert_eq!(bench.ended(Outcome::Cancelled), 1);
     assert!(bench.inflight.overdue(bench.start).is_none());
 }
