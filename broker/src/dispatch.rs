@@ -18,6 +18,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use duo_contract::presence::{BreakerState, Presence};
 use duo_contract::seal::SealKeys;
 use duo_process::nats::Nats;
 use tokio::sync::mpsc;
@@ -25,6 +26,7 @@ use uuid::Uuid;
 
 use crate::admission::Admission;
 use crate::config::QueueConfig;
+use crate::fleet::Fleet;
 use crate::metrics::Metrics;
 use chores::Chore;
 use inflight::{InFlight, Stop, Todo};
@@ -44,6 +46,7 @@ struct Inner {
     keys: SealKeys,
     queue: QueueConfig,
     admission: Admission,
+    fleet: Fleet,
     metrics: Metrics,
     open: [Mutex<HashMap<Uuid, Arc<InFlight>>>; SHARDS],
     latest: Latest,
@@ -63,6 +66,8 @@ pub struct Parts {
     pub queue: QueueConfig,
     /// Places in line.
     pub admission: Admission,
+    /// The workers of the moment.
+    pub fleet: Fleet,
     /// Counters.
     pub metrics: Metrics,
 }
@@ -78,6 +83,7 @@ impl Dispatch {
             keys,
             queue,
             admission,
+            fleet,
             metrics,
         } = parts;
         let inner = Inner {
@@ -86,6 +92,7 @@ impl Dispatch {
             keys,
             queue,
             admission,
+            fleet,
             metrics,
             open: std::array::from_fn(|_| Mutex::default()),
             latest: Latest::default(),
@@ -120,6 +127,18 @@ impl Dispatch {
                     .collect::<Vec<_>>()
             })
             .collect()
+    }
+
+    /// Workers that could take this request now: they are there, stay, and their server is well.
+    fn takers(&self, inflight: &InFlight) -> Vec<String> {
+        let model = &inflight.task.routed.model.name;
+        let serves = |presence: &Presence| {
+            let mut models = presence.models.iter();
+            !presence.draining
+                && models.any(|served| served.model == *model && served.breaker != BreakerState::Tripped)
+        };
+        let present = self.0.fleet.present().into_iter();
+        present.filter(serves).map(|presence| presence.worker).collect()
     }
 
     fn keep(&self, inflight: &Arc<InFlight>) {

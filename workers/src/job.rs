@@ -22,7 +22,7 @@ use crate::claim;
 use crate::delivery::{Ack, Delivery};
 use crate::model_server::facts::Facts;
 use crate::model_server::openai::{AnswerStream, Step};
-use crate::model_server::{Answer, Call, Called, Fault, ModelServer, continuation};
+use crate::model_server::{Allowance, Answer, Call, Called, Fault, ModelServer, continuation};
 use crate::outcome::Outcome;
 use crate::reply::{Ended, Reply, ReplyError};
 use crate::running::Stop;
@@ -96,6 +96,7 @@ impl Job {
             ack,
             reply: &running.reply,
             job: Uuid::new_v4(),
+            allowance: Allowance::default(),
         };
         let work = AssertUnwindSafe(attempt.run(&body, slot)).catch_unwind();
         let outcome = async {
@@ -222,6 +223,7 @@ struct Attempt<'a> {
     reply: &'a Reply,
     /// Tells it from another job that was given the same delivery.
     job: Uuid,
+    allowance: Allowance,
 }
 
 impl Attempt<'_> {
@@ -290,7 +292,11 @@ impl Attempt<'_> {
             job: Some(self.job),
         };
         let end_by = instant(self.head.end_by_ms);
-        claim::ask(self.worker, &self.head.owner, &request, lease(self.head), end_by).await
+        let verdict = claim::ask(self.worker, &self.head.owner, &request, lease(self.head), end_by).await;
+        if let ClaimReply::Proceed { attempt } | ClaimReply::Continue { attempt, .. } = &verdict {
+            self.allowance.grant(*attempt);
+        }
+        verdict
     }
 
     async fn call(&self, body: &[u8]) -> Result<Called, Failure> {
@@ -303,6 +309,7 @@ impl Attempt<'_> {
             traceparent: trace::child(self.head.traceparent.as_deref()),
             first_by: instant(self.head.first_byte_by_ms),
             end_by: instant(self.head.end_by_ms),
+            allowance: self.allowance.clone(),
         };
         let mut called = self.server.call(&call).await;
         called.in_flight = Some(in_flight);

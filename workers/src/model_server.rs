@@ -1,7 +1,10 @@
 //! A model server beside this worker: a call in, an answer out.
 //!
 //! Retries happen here and only before the first data of an answer has been
-//! handed on, so a client never sees a sentence twice.
+//! handed on, so a client never sees a sentence twice. How often is the
+//! attempt's own share of the request's budget, see [`Allowance`].
+
+mod allowance;
 
 pub mod breaker;
 pub mod continuation;
@@ -19,6 +22,7 @@ use bytes::Bytes;
 use duo_contract::envelope::Endpoint;
 use duo_contract::failure::{Failure, FailureKind, RetryRule};
 use duo_contract::name::ModelName;
+use duo_contract::presence::BreakerState;
 use duo_process::retry::RetryPolicy;
 use tokio::time::Instant;
 
@@ -26,14 +30,20 @@ use crate::config::{CallConfig, ServerConfig, ServerKind};
 use crate::metrics::{Metrics, ServerMetrics};
 use crate::slots::SlotPool;
 use crate::slots::auto::Bounds;
+pub use allowance::Allowance;
 use breaker::Breaker;
 use facts::Facts;
 use openai::{AnswerStream, Http};
 
-/// Pauses between two calls for one request, and most calls in all.
+/// Pauses between two calls of one attempt.
 const RETRY_BASE: Duration = Duration::from_millis(100);
 const RETRY_CAP: Duration = Duration::from_secs(2);
-const MOST_CALLS: u32 = 3;
+/// Calls worth making of a server that fails: it may be the request that makes it fail.
+const CALLS_WHEN_FAILING: u32 = 2;
+/// Calls worth making of one that does not answer or has too much to do.
+const CALLS_WHEN_AWAY: u32 = u32::MAX;
+/// Longest `Retry-After` that is waited out with the slot held; beyond it the request goes back to the queue.
+const LONGEST_PAUSE: Duration = RETRY_CAP;
 
 /// One model server.
 #[derive(Debug)]
@@ -77,6 +87,8 @@ pub struct Call {
     pub first_by: Instant,
     /// The end has to come by then.
     pub end_by: Instant,
+    /// How many calls may be made for this attempt.
+    pub allowance: Allowance,
 }
 
 /// An answer that has begun.
@@ -132,8 +144,17 @@ impl Fault {
     pub fn server(message: &str) -> Self {
         Self {
             failure: Failure::new(FailureKind::ModelServerFault, message),
-            most_calls: MOST_CALLS - 1,
+            most_calls: CALLS_WHEN_FAILING,
             blame: Blame::Server,
+        }
+    }
+
+    /// The server stays silent for longer than it may, while the request still has time.
+    #[must_use]
+    pub fn silent(message: &str) -> Self {
+        Self {
+            most_calls: 1,
+            ..Self::server(message)
         }
     }
 
@@ -167,7 +188,7 @@ impl ModelServer {
             kind: config.kind,
             models,
             metrics: server_metrics,
-            retry: RetryPolicy::try_new(RETRY_BASE, RETRY_CAP, MOST_CALLS)?,
+            retry: RetryPolicy::try_new(RETRY_BASE, RETRY_CAP, u32::MAX)?,
         })
     }
 
@@ -220,6 +241,7 @@ impl ModelServer {
             let fault = match answer {
                 Ok(answer) => {
                     self.metrics.calls_begun.inc();
+                    self.breaker.begun();
                     return Called {
                         answer: Ok(answer),
                         calls,
@@ -234,7 +256,7 @@ impl ModelServer {
             if fault.blame == Blame::Unreachable {
                 self.breaker.suspect();
             }
-            if let Some(pause) = self.pause(&fault, calls, call) {
+            if let Some(pause) = self.pause(&fault, calls, call).await {
                 tokio::time::sleep(pause).await;
                 continue;
             }
@@ -263,17 +285,20 @@ impl ModelServer {
     }
 
     /// The pause before the next call, if there is to be one.
-    fn pause(&self, fault: &Fault, calls: u32, call: &Call) -> Option<Duration> {
-        let again = match fault.failure.kind.retry() {
-            RetryRule::Never => false,
-            RetryRule::HereThenElsewhere => calls < fault.most_calls,
-        };
-        if !again {
+    async fn pause(&self, fault: &Fault, calls: u32, call: &Call) -> Option<Duration> {
+        if fault.failure.retry() != RetryRule::HereThenElsewhere || calls >= fault.most_calls {
+            return None;
+        }
+        // Whoever knows that the server is down does not ask it again.
+        if calls >= call.allowance.calls().await || self.breaker.now() == BreakerState::Tripped {
             return None;
         }
         let by = if call.stream { call.first_by } else { call.end_by };
         let remaining = by.saturating_duration_since(Instant::now());
         let hint = fault.failure.retry_after_ms.map(Duration::from_millis);
+        if hint.is_some_and(|hint| hint > LONGEST_PAUSE) {
+            return None;
+        }
         self.retry.delay_within(calls, remaining, hint)
     }
 }

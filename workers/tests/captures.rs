@@ -8,6 +8,7 @@ use duo_contract::envelope::Endpoint;
 use duo_contract::failure::FailureKind;
 use duo_contract::name::ModelName;
 use duo_workers::config::{CallConfig, ServedConfig, ServerConfig, ServerKind};
+use duo_workers::model_server::Allowance;
 use duo_workers::model_server::facts::Facts;
 use duo_workers::model_server::openai::{Http, Step};
 use duo_workers::model_server::{Answer, Blame, Call, Fault};
@@ -185,6 +186,7 @@ async fn replay(folder: &str, kind: ServerKind, name: &str, piece: usize) -> See
         traceparent: String::new(),
         first_by: by,
         end_by: by,
+        allowance: Allowance::default(),
     };
     let seen = read(&http, &call).await;
     serving.abort();

@@ -1,4 +1,5 @@
-//! The closed list of ways a request can fail, with one retry rule each.
+//! The closed list of ways a request can fail, with one retry rule each, and
+//! the budget of calls that all retries of one request share.
 
 use std::fmt;
 
@@ -36,8 +37,31 @@ pub enum FailureKind {
 pub enum RetryRule {
     /// Never again: the same call fails the same way.
     Never,
+    /// Another worker may do better; the same one fails the same way.
+    Elsewhere,
     /// The same model server again with backoff, then another worker.
     HereThenElsewhere,
+}
+
+/// Calls of a model server in a request's first attempt.
+const CALLS_OF_FIRST_ATTEMPT: u32 = 3;
+
+/// Most calls of a model server that attempt `attempt`, from 1, may make: three,
+/// then two, then one each. The attempt's number comes with the claim, so the
+/// budget of a request holds across workers without being carried along.
+#[must_use]
+pub fn calls_of_attempt(attempt: u32) -> u32 {
+    CALLS_OF_FIRST_ATTEMPT
+        .saturating_sub(attempt.saturating_sub(1))
+        .max(1)
+}
+
+/// Most calls of model servers that a request of so many attempts can cost.
+#[must_use]
+pub fn calls_of_request(attempts: u32) -> u32 {
+    let falling = attempts.min(CALLS_OF_FIRST_ATTEMPT);
+    let calls: u32 = (1..=falling).map(calls_of_attempt).sum();
+    calls.saturating_add(attempts - falling)
 }
 
 impl FailureKind {
@@ -117,6 +141,16 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// May the call be made again, and where. A model server that refuses the
+    /// worker's key or does not know the model does so every time.
+    #[must_use]
+    pub fn retry(&self) -> RetryRule {
+        match (self.kind.retry(), self.upstream_status) {
+            (RetryRule::HereThenElsewhere, Some(401 | 403 | 404)) => RetryRule::Elsewhere,
+            (rule, _) => rule,
+        }
+    }
+
     /// A failure that no model server answered for.
     #[must_use]
     pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
@@ -133,6 +167,39 @@ impl Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_calls_of_all_attempts_are_within_the_requests_budget() {
+        assert_eq!([1, 2, 3, 4].map(calls_of_attempt), [3, 2, 1, 1]);
+        assert_eq!([1, 2, 3, 5].map(calls_of_request), [3, 5, 6, 8]);
+        for attempts in 1..50 {
+            let calls: u32 = (1..=attempts).map(calls_of_attempt).sum();
+            assert_eq!(calls, calls_of_request(attempts));
+        }
+    }
+
+    #[test]
+    fn a_refused_key_is_tried_elsewhere_only_and_a_bad_request_nowhere() {
+        let rule = |kind, status| {
+            let failure = Failure {
+                upstream_status: Some(status),
+                ..Failure::new(kind, "")
+            };
+            failure.retry()
+        };
+        for status in [401, 403, 404] {
+            assert_eq!(rule(FailureKind::ModelUnavailable, status), RetryRule::Elsewhere);
+        }
+        for status in [400, 413, 422] {
+            assert_eq!(rule(FailureKind::InvalidRequest, status), RetryRule::Never);
+        }
+        for status in [408, 503] {
+            assert_eq!(
+                rule(FailureKind::ModelUnavailable, status),
+                RetryRule::HereThenElsewhere
+            );
+        }
+    }
 
     #[test]
     fn a_kind_is_written_alike_everywhere() {

@@ -56,7 +56,13 @@ impl Dispatch {
             None => ClaimReply::Gone,
             Some(inflight) => {
                 let waited_before = inflight.queue_wait();
-                let (answer, todo) = inflight.claim(claim, Instant::now());
+                let now = Instant::now();
+                let elsewhere = if inflight.was_failed_by(&claim.worker) {
+                    inflight.elsewhere(claim, &self.takers(&inflight), now)
+                } else {
+                    None
+                };
+                let (answer, todo) = elsewhere.unwrap_or_else(|| inflight.claim(claim, now));
                 if let (None, Some(wait)) = (waited_before, inflight.queue_wait()) {
                     metrics.wait_of(inflight.lane).observe(wait.as_secs_f64());
                 }

@@ -3,10 +3,12 @@
 //!
 //! Everything here is plain state behind one lock, without I/O, so that every
 //! turn (a claim, a frame, a cancel, a deadline) is decided in one place:
-//! claims here, what arrives in [`frames`], ends in [`endings`].
+//! claims here, what arrives in [`frames`], ends in [`endings`], what is tried
+//! again in [`retries`].
 
 mod endings;
 mod frames;
+mod retries;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -25,6 +27,7 @@ use crate::admission::Place;
 use crate::audit::OpenRecord;
 use crate::request::{ExchangeError, ReplyEvent, RoutedRequest, Work};
 use endings::{Ending, Unwritten, cut_off};
+use retries::Failures;
 
 pub use endings::Stop;
 
@@ -100,6 +103,7 @@ pub struct State {
     /// When its message was last looked for.
     looked: Option<Instant>,
     last_failure: Option<FailedAttempt>,
+    failures: Failures,
     /// The answer to the current attempt's last frame, should the worker ask again.
     last_answer: Option<FrameAnswer>,
     model_tokens: Option<u64>,
@@ -162,6 +166,7 @@ impl InFlight {
                 left_behind: false,
                 looked: None,
                 last_failure: None,
+                failures: Failures::default(),
                 last_answer: None,
                 model_tokens: None,
                 place: Some(place),
@@ -282,15 +287,14 @@ impl InFlight {
             return Some(state.why(Stop::Expired));
         }
         if state.attempt.number - state.attempt.given_up >= self.rules.max_attempts {
-            let error = match &state.last_failure {
-                Some(failed) => failed.failure.clone().into(),
-                None => ExchangeError::new(
+            let lost = || {
+                ExchangeError::new(
                     FailureKind::ModelServerFault,
                     "workers_lost",
                     "every worker that took the request was lost",
-                ),
+                )
             };
-            return Some(error);
+            return Some(state.last_error().unwrap_or_else(lost));
         }
         let goes_on = self.task.work.stream && state.received.can_continue();
         (!state.received.is_empty() && !goes_on).then(cut_off)
@@ -377,11 +381,9 @@ impl State {
     /// What the client is told. One whose time ran out while it waited for
     /// another attempt hears how the last one failed: that is the reason.
     pub(super) fn why(&self, stop: Stop) -> ExchangeError {
-        match (&self.last_failure, stop) {
+        match (self.last_error(), stop) {
             (Some(_), Stop::NoTaker) if !self.received.is_empty() => cut_off(),
-            (Some(failed), Stop::Expired | Stop::NoTaker) if !self.attempt.alive => {
-                failed.failure.clone().into()
-            }
+            (Some(error), Stop::Expired | Stop::NoTaker) if !self.attempt.alive => error,
             _ => stop.error(),
         }
     }

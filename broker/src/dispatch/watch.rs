@@ -38,7 +38,9 @@ pub async fn deadlines(dispatch: Dispatch) {
         tick.tick().await;
         let now = Instant::now();
         for inflight in dispatch.all() {
-            if let Some(stop) = inflight.overdue(now) {
+            let takers = || dispatch.takers(&inflight);
+            let stop = inflight.overdue(now);
+            if let Some(stop) = stop.or_else(|| inflight.without_taker(takers, now)) {
                 dispatch.stop(&inflight, stop);
             }
             dispatch.write_late_end(&inflight, now, false);

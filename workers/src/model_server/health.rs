@@ -1,4 +1,8 @@
 //! Watches one model server: passing, tripped and probing, awaited in turn.
+//!
+//! A server that could not be reached passes again as soon as its health page
+//! answers, which is asked every half second. One whose answers failed though
+//! it looks well is probed with requests, at most five seconds apart.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +19,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const REACH_EVERY: Duration = Duration::from_millis(500);
 /// Pauses before a server that kept failing is probed, growing while probes fail.
 const PROBE_BASE: Duration = Duration::from_millis(500);
-const PROBE_CAP: Duration = Duration::from_secs(10);
+const PROBE_CAP: Duration = Duration::from_secs(5);
 
 /// Why a server's breaker tripped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +33,7 @@ enum Trip {
 /// Watches `server` for ever.
 pub async fn watch(server: Arc<ModelServer>) {
     let policy = RetryPolicy::try_new(PROBE_BASE, PROBE_CAP, u32::MAX).expect("valid constants");
+    first_look(&server).await;
     let mut trip = passing(&server).await;
     let mut probes = 0;
     loop {
@@ -53,6 +58,20 @@ pub async fn watch(server: Arc<ModelServer>) {
     }
 }
 
+/// Nothing is pulled for a server that is not there yet: it may take minutes to load its model.
+async fn first_look(server: &ModelServer) {
+    if let Some(reason) = trouble(server).await {
+        tracing::info!(
+            server = &*server.name,
+            reason,
+            "the model server is not ready yet; nothing is pulled for it until it is"
+        );
+        until_well(server, REACH_EVERY).await;
+    }
+    server.breaker.set(BreakerState::Passing);
+    tracing::info!(server = &*server.name, "the model server is there");
+}
+
 async fn passing(server: &ModelServer) -> Trip {
     let mut state = server.breaker.state();
     let mut looks = tokio::time::interval(LOOK_EVERY);
@@ -67,26 +86,26 @@ async fn passing(server: &ModelServer) -> Trip {
             () = server.breaker.suspected() => {}
             _ = looks.tick() => {}
         }
-        match server.http.health().await {
-            Health::Well => continue,
-            // A busy server may be slow to answer; its requests decide.
-            Health::Unwell(reason) if !reason.starts_with('5') => continue,
-            Health::Unwell(reason) => {
-                tracing::warn!(
-                    server = &*server.name,
-                    reason,
-                    "the model server is not ready; nothing is pulled for it"
-                );
-            }
-            Health::Refused => {
-                tracing::warn!(
-                    server = &*server.name,
-                    "the model server cannot be reached; nothing is pulled for it"
-                );
-            }
+        if let Some(reason) = trouble(server).await {
+            tracing::warn!(
+                server = &*server.name,
+                reason,
+                "the model server is not well; nothing is pulled for it"
+            );
+            server.breaker.set(BreakerState::Tripped);
+            return Trip::Health;
         }
-        server.breaker.set(BreakerState::Tripped);
-        return Trip::Health;
+    }
+}
+
+/// What a look at a server's health finds wrong.
+async fn trouble(server: &ModelServer) -> Option<String> {
+    match server.http.health().await {
+        Health::Well => None,
+        // A busy server may be slow to answer; its requests decide.
+        Health::Unwell(reason) if !reason.starts_with('5') => None,
+        Health::Unwell(reason) => Some(reason),
+        Health::Refused => Some("it cannot be reached".to_owned()),
     }
 }
 
@@ -99,7 +118,7 @@ async fn until_well(server: &ModelServer, pause: Duration) {
     }
 }
 
-/// One request is let through; its end decides.
+/// A few requests are let through; the first that ends decides.
 async fn probe_passed(server: &ModelServer) -> bool {
     let mut state = server.breaker.state();
     let decided = state.wait_for(|state| *state != BreakerState::Probing).await;

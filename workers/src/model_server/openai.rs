@@ -132,7 +132,7 @@ impl Http {
         let body = streamed.as_ref().unwrap_or(&call.body);
         let response = timeout_at(deadline, self.post(call, body.clone()))
             .await
-            .map_err(|_| Fault::deadline("the model server did not begin to answer in time"))?
+            .map_err(|_| stream::not_begun(call.first_by.min(call.end_by)))?
             .map_err(|error| error::unanswered(&error))?;
         if response.status() != StatusCode::OK {
             return Err(error::refused(response, self.kind, deadline).await);
@@ -147,13 +147,13 @@ impl Http {
             let facts = Facts::whole(call.endpoint, &body)?;
             return Ok(Answer::Whole(body, facts));
         }
-        let stream = AnswerStream::begin(response, self.idle_timeout, deadline, call.end_by).await?;
+        let stream = AnswerStream::begin(response, self.idle_timeout, deadline, call).await?;
         Ok(Answer::Stream(Box::new(stream)))
     }
 
     /// Folds the stream of a call that wants a whole answer.
     async fn folded(&self, call: &Call, response: Response) -> Result<Answer, Fault> {
-        let mut stream = AnswerStream::begin(response, self.idle_timeout, call.end_by, call.end_by).await?;
+        let mut stream = AnswerStream::begin(response, self.idle_timeout, call.end_by, call).await?;
         let mut fold = Fold::new(call.endpoint);
         loop {
             match stream.next().await? {

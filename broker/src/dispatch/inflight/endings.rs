@@ -13,12 +13,6 @@ use crate::request::ExchangeError;
 /// A balancer has another broker, or this one is back by then.
 const LEAVING_RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// A handed-back request ends with its last attempt's failure when nobody
-/// takes it for so long: the only worker's breaker has tripped, say.
-const TAKER_PATIENCE: Duration = Duration::from_secs(3);
-/// The same where the model server could not be reached: it may be starting.
-const RETURN_PATIENCE: Duration = Duration::from_secs(10);
-
 /// How long a terminal record waits for the worker to say what the request had
 /// cost when it was told to stop; without its word the owner's own count stands.
 const LAST_WORD: Duration = Duration::from_secs(1);
@@ -179,9 +173,6 @@ impl InFlight {
         if now >= self.end_by {
             return Some(Stop::Overdue);
         }
-        if state.nobody_takes_it(now) {
-            return Some(Stop::NoTaker);
-        }
         let nothing_yet = state.first_frame.is_none();
         (nothing_yet && now >= self.first_byte_by).then_some(Stop::Expired)
     }
@@ -284,16 +275,4 @@ impl InFlight {
 /// A failure that the client can see: part of the answer has been sent.
 pub(super) fn cut_off() -> ExchangeError {
     Failure::new(FailureKind::ModelServerFault, "the answer was cut off").into()
-}
-
-impl State {
-    /// Has an attempt failed, and has no other begun for longer than there is hope?
-    fn nobody_takes_it(&self, now: Instant) -> bool {
-        let Some(failed) = self.last_failure.as_ref().filter(|_| !self.attempt.alive) else {
-            return false;
-        };
-        let waits = failed.failure.kind == FailureKind::ModelUnavailable && self.received.is_empty();
-        let patience = if waits { RETURN_PATIENCE } else { TAKER_PATIENCE };
-        now.saturating_duration_since(self.heard) > patience
-    }
 }

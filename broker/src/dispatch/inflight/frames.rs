@@ -157,11 +157,12 @@ impl InFlight {
         let earlier = state.received.earlier_tokens();
         state.model_tokens = failed.output_tokens.map(|tokens| earlier + tokens);
         let error = ExchangeError::from(failed.failure.clone());
-        let again = failed.failure.kind.retry() == RetryRule::HereThenElsewhere;
+        let again = failed.failure.retry() != RetryRule::Never;
         let delay = if failed.leaving {
             state.attempt.given_up += 1;
             Duration::ZERO
         } else {
+            state.failures.note(&failed, now);
             state.last_failure = Some(failed);
             HAND_BACK_DELAY
         };
@@ -169,6 +170,11 @@ impl InFlight {
             let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
             return (FrameAnswer::HandBack { delay_ms }, Todo::default());
         }
+        let error = if again {
+            state.last_error().unwrap_or(error)
+        } else {
+            error
+        };
         let mut todo = self.end_badly(state, error, now);
         // The worker removes the message when it reads `Confirmed`.
         todo.delete = None;

@@ -23,16 +23,16 @@ mod model;
 
 const LEASE: Duration = Duration::from_secs(5);
 
-struct Bench {
-    inflight: InFlight,
+pub(super) struct Bench {
+    pub(super) inflight: InFlight,
     metrics: Metrics,
     admission: Admission,
     records: TestRecords,
-    start: Instant,
+    pub(super) start: Instant,
 }
 
 impl Bench {
-    fn new(stream: bool) -> Self {
+    pub(super) fn new(stream: bool) -> Self {
         let metrics = Metrics::new(&Registry::new());
         let (sink, records) = AuditSink::for_test(metrics.clone());
         let audit = AuditLog::new("b", sink, metrics.clone());
@@ -128,7 +128,7 @@ impl Bench {
             .0
     }
 
-    fn next(&self) -> Option<Option<Result<ReplyEvent, ExchangeError>>> {
+    pub(super) fn next(&self) -> Option<Option<Result<ReplyEvent, ExchangeError>>> {
         self.inflight.poll()
     }
 
@@ -609,9 +609,14 @@ fn a_handed_back_request_that_nobody_takes_ends_with_the_true_reason() {
     let bench = Bench::new(true);
     bench.claim(1, "w", Duration::ZERO);
     bench.frame(1, 0, failed(FailureKind::ModelServerFault));
-    assert_eq!(bench.inflight.overdue(bench.start + Duration::from_secs(2)), None);
+    let stop = |after| {
+        bench
+            .inflight
+            .without_taker(Vec::new, bench.start + Duration::from_secs(after))
+    };
+    assert_eq!(stop(2), None);
+    assert_eq!(stop(4), Some(Stop::NoTaker));
     let late = bench.start + Duration::from_secs(4);
-    assert_eq!(bench.inflight.overdue(late), Some(Stop::NoTaker));
     let _ = bench.inflight.stop(Stop::NoTaker, late);
     assert!(matches!(bench.next(), Some(Some(Err(error))) if error.kind == FailureKind::ModelServerFault));
     assert_eq!(bench.ended(Outcome::Failed), 1);
@@ -622,9 +627,11 @@ fn a_server_that_may_be_starting_gets_longer() {
     let bench = Bench::new(true);
     bench.claim(1, "w", Duration::ZERO);
     bench.frame(1, 0, failed(FailureKind::ModelUnavailable));
-    assert_eq!(bench.inflight.overdue(bench.start + Duration::from_secs(9)), None);
-    assert_eq!(
-        bench.inflight.overdue(bench.start + Duration::from_secs(11)),
-        Some(Stop::NoTaker)
-    );
+    let stop = |after| {
+        bench
+            .inflight
+            .without_taker(Vec::new, bench.start + Duration::from_secs(after))
+    };
+    assert_eq!(stop(9), None);
+    assert_eq!(stop(11), Some(Stop::NoTaker));
 }

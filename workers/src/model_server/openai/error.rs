@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout_at};
 
 use crate::config::ServerKind;
-use crate::model_server::{Blame, Fault, MOST_CALLS};
+use crate::model_server::{Blame, CALLS_WHEN_AWAY, CALLS_WHEN_FAILING, Fault};
 
 /// Most bytes read of an error's body, and how long.
 const MOST_ERROR_BYTES: usize = 64 << 10;
@@ -29,7 +29,7 @@ pub(super) fn unanswered(error: &reqwest::Error) -> Fault {
                 FailureKind::ModelUnavailable,
                 "the model server cannot be reached",
             ),
-            most_calls: MOST_CALLS,
+            most_calls: CALLS_WHEN_AWAY,
             blame: Blame::Unreachable,
         }
     } else {
@@ -79,12 +79,14 @@ fn judge(status: StatusCode, kind: ServerKind, explained: Option<&str>) -> Fault
             1,
             Blame::Nobody,
         ),
+        // The key is the worker's own, never the client's.
         401 | 403 => (
             ModelUnavailable,
             "the model server refused the worker's key",
             1,
-            Blame::Nobody,
+            Blame::Server,
         ),
+        // Its other models may be served as they should be.
         404 => (
             ModelUnavailable,
             "the model server does not know the model",
@@ -94,26 +96,26 @@ fn judge(status: StatusCode, kind: ServerKind, explained: Option<&str>) -> Fault
         408 | 503 => (
             ModelUnavailable,
             "the model server is not available",
-            MOST_CALLS,
+            CALLS_WHEN_AWAY,
             Blame::Server,
         ),
         429 => (
             Overloaded,
             "the model server has too much to do",
-            MOST_CALLS,
+            CALLS_WHEN_AWAY,
             Blame::Nobody,
         ),
         // llama-server answers more of its clients' mistakes with an explained 500.
         500 if kind == ServerKind::Llama && explained.is_some() => (
             ModelServerFault,
             "the model server failed",
-            MOST_CALLS - 1,
+            CALLS_WHEN_FAILING,
             Blame::Nobody,
         ),
         500.. => (
             ModelServerFault,
             "the model server failed",
-            MOST_CALLS - 1,
+            CALLS_WHEN_FAILING,
             Blame::Server,
         ),
         _ => (

@@ -6,9 +6,9 @@ use bytes::{Bytes, BytesMut};
 use reqwest::Response;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::model_server::Fault;
 use crate::model_server::facts::Facts;
 use crate::model_server::sse::EventReader;
+use crate::model_server::{Call, Fault};
 
 /// How long the end of a finished body is waited for, so that its connection can serve again.
 const TAIL_TIMEOUT: Duration = Duration::from_millis(200);
@@ -23,6 +23,8 @@ pub struct AnswerStream {
     idle_timeout: Duration,
     /// The next data has to come by then.
     data_by: Instant,
+    /// The request's own bound on its first data.
+    first_by: Instant,
     end_by: Instant,
     /// Read but not yet handed on.
     ahead: Option<Result<Step, Fault>>,
@@ -40,20 +42,21 @@ pub enum Step {
 }
 
 impl AnswerStream {
-    /// Waits for the first data, until `first_by`.
+    /// Waits for the first data of `call`, until `data_by`.
     pub(super) async fn begin(
         response: Response,
         idle_timeout: Duration,
-        first_by: Instant,
-        end_by: Instant,
+        data_by: Instant,
+        call: &Call,
     ) -> Result<Self, Fault> {
         let mut stream = Self {
             response,
             reader: EventReader::default(),
             facts: Facts::default(),
             idle_timeout,
-            data_by: first_by,
-            end_by,
+            data_by,
+            first_by: call.first_by,
+            end_by: call.end_by,
             ahead: None,
             silent: true,
         };
@@ -148,10 +151,20 @@ impl AnswerStream {
         if self.end_by <= self.data_by {
             Fault::deadline("the model server did not finish its answer in time")
         } else if self.silent {
-            Fault::deadline("the model server did not begin to answer in time")
+            not_begun(self.first_by)
         } else {
             Fault::server("the model server stalled in mid-answer")
         }
+    }
+}
+
+/// No first data in time: the request's time is over, or the server has been silent for too long before that.
+pub(super) fn not_begun(first_by: Instant) -> Fault {
+    let message = "the model server did not begin to answer in time";
+    if Instant::now() >= first_by {
+        Fault::deadline(message)
+    } else {
+        Fault::silent(message)
     }
 }
 
