@@ -95,7 +95,8 @@ async fn a_busy_worker_holds_one_lease_and_the_rest_run_elsewhere() {
     let _idle = RunningWorker::start(&bed, one_slot()).await;
     for _ in 0..5 {
         server.call().await.answer(200, WHOLE).await;
-        assert!(leased().await <= 2);
+        // The held one, the next one, and the answered one until it is settled.
+        assert!(leased().await <= 3);
     }
     assert!(
         server.calls.try_recv().is_err(),
