@@ -106,6 +106,12 @@ impl Admission {
         }
     }
 
+    /// The workers of the moment.
+    #[must_use]
+    pub fn fleet(&self) -> &Fleet {
+        &self.fleet
+    }
+
     /// May this caller have a place in line?
     ///
     /// # Errors

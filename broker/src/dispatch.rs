@@ -26,7 +26,6 @@ use uuid::Uuid;
 
 use crate::admission::Admission;
 use crate::config::QueueConfig;
-use crate::fleet::Fleet;
 use crate::metrics::Metrics;
 use chores::Chore;
 use inflight::{InFlight, Stop, Todo};
@@ -46,7 +45,6 @@ struct Inner {
     keys: SealKeys,
     queue: QueueConfig,
     admission: Admission,
-    fleet: Fleet,
     metrics: Metrics,
     open: [Mutex<HashMap<Uuid, Arc<InFlight>>>; SHARDS],
     latest: Latest,
@@ -66,8 +64,6 @@ pub struct Parts {
     pub queue: QueueConfig,
     /// Places in line.
     pub admission: Admission,
-    /// The workers of the moment.
-    pub fleet: Fleet,
     /// Counters.
     pub metrics: Metrics,
 }
@@ -83,7 +79,6 @@ impl Dispatch {
             keys,
             queue,
             admission,
-            fleet,
             metrics,
         } = parts;
         let inner = Inner {
@@ -92,7 +87,6 @@ impl Dispatch {
             keys,
             queue,
             admission,
-            fleet,
             metrics,
             open: std::array::from_fn(|_| Mutex::default()),
             latest: Latest::default(),
@@ -137,7 +131,7 @@ impl Dispatch {
             !presence.draining
                 && models.any(|served| served.model == *model && served.breaker != BreakerState::Tripped)
         };
-        let present = self.0.fleet.present().into_iter();
+        let present = self.0.admission.fleet().present().into_iter();
         present.filter(serves).map(|presence| presence.worker).collect()
     }
 

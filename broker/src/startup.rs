@@ -118,7 +118,6 @@ pub async fn run(
         keys,
         queue: config.queue,
         admission: admission.clone(),
-        fleet: fleet.clone(),
         metrics: metrics.clone(),
     };
     let (dispatch, chore_queue) = Dispatch::new(parts);

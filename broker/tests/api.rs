@@ -56,8 +56,7 @@ async fn app() -> Router {
     let (audit_sink, written) = sink::sink(nats.clone(), metrics.clone(), Shutdown::new(), Shutdown::new());
     tokio::spawn(written);
     let audit = AuditLog::new("test", audit_sink, metrics.clone());
-    let fleet = Fleet::new();
-    let admission = Admission::new(fleet.clone());
+    let admission = Admission::new(Fleet::new());
     let queue = QueueConfig {
         lease: Duration::from_secs(5),
         max_attempts: 3,
@@ -72,7 +71,6 @@ async fn app() -> Router {
         keys: SealKeys::generate("k"),
         queue,
         admission: admission.clone(),
-        fleet,
         metrics,
     };
     let (dispatch, _chores) = Dispatch::new(parts);
