@@ -612,7 +612,9 @@ impl World {
             Op::Poll => self.poll(),
             Op::Obey { arrives, word } => self.obey(arrives, word),
             Op::Tick => {
-                if let Some(stop) = self.bench.inflight.overdue(self.now) {
+                let inflight = &self.bench.inflight;
+                let stop = inflight.overdue(self.now);
+                if let Some(stop) = stop.or_else(|| inflight.without_taker(Vec::new, self.now)) {
                     self.turn(false, |inflight, now| ((), inflight.stop(stop, now)));
                 }
                 self.turn(false, |inflight, now| ((), inflight.write_late_end(now, false)));
