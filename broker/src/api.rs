@@ -24,6 +24,7 @@ use http::{HeaderValue, Uri, header};
 use tower::ServiceBuilder;
 
 mod access;
+pub mod admin;
 mod chat;
 mod code;
 mod edge;
@@ -45,9 +46,10 @@ use error::{ApiError, Refused, Shape};
 pub use state::{ApiState, Readiness};
 
 /// The whole API as one router. `audit_events` serves paths below `/audit/`,
-/// for callers with the auditor role only.
-pub fn router(state: Arc<ApiState>, audit_events: Option<Router>) -> Router {
-    let routes = routes(&state, audit_events);
+/// for callers with the auditor role only, `admin` those below `/admin/`, for
+/// the admin role.
+pub fn router(state: Arc<ApiState>, audit_events: Option<Router>, admin: Option<Router>) -> Router {
+    let routes = routes(&state, audit_events, admin);
     Router::new().fallback_service(
         ServiceBuilder::new()
             .layer(from_fn(edge::mark))
@@ -60,15 +62,17 @@ pub fn router(state: Arc<ApiState>, audit_events: Option<Router>) -> Router {
 }
 
 /// What known callers may reach.
-fn routes(state: &Arc<ApiState>, audit_events: Option<Router>) -> Router {
+fn routes(state: &Arc<ApiState>, audit_events: Option<Router>, admin: Option<Router>) -> Router {
     let audit = audit_events
         .unwrap_or_default()
         .layer(from_fn(access::auditors_only));
+    let admin = admin.unwrap_or_default().layer(from_fn(access::admins_only));
     Router::new()
         .merge(inference(state))
         .merge(open())
         .with_state(Arc::clone(state))
         .merge(audit)
+        .merge(admin)
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
 }

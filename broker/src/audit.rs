@@ -64,6 +64,7 @@ impl AuditLog {
                 who,
                 what,
                 phase: Phase::Early,
+                replays: false,
             }),
         }))
     }
@@ -94,6 +95,8 @@ struct State {
     who: Who,
     what: What,
     phase: Phase,
+    /// Does it run a dead letter again?
+    replays: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,6 +159,17 @@ impl OpenRecord {
             state.what.prompt_version = Some(version.clone());
         }
         state.what.body_bytes = u64::try_from(body_bytes).unwrap_or(u64::MAX);
+    }
+
+    /// Notes that the request runs a dead letter again.
+    pub(crate) fn note_replay(&self) {
+        self.state().replays = true;
+    }
+
+    /// Who asked for what, for a dead letter; `None` where one is replayed, which gets no other.
+    pub(crate) fn told(&self) -> Option<(Who, What)> {
+        let state = self.state();
+        (!state.replays).then(|| (state.who.clone(), state.what.clone()))
     }
 
     /// Closes the record as refused, unless the queue has the request or the
@@ -262,6 +276,7 @@ impl Drop for Inner {
                 who: Who::default(),
                 what: unknown(""),
                 phase: Phase::Closed,
+                replays: false,
             },
         );
         match state.phase {

@@ -3,6 +3,7 @@
 
 mod audit;
 mod config;
+mod dead;
 mod doctor;
 mod output;
 mod token;
@@ -30,8 +31,9 @@ use self::output::say;
   duo-broker serve
   duo-broker doctor                                       what is wrong, in words
   duo-broker audit search --since 10m --outcome failed
+  duo-broker dead list --since 1h                         requests that were given up
 
-All but `serve` need DUO_DATABASE_URL (or DUO_DATABASE_URL_FILE) only.
+All but `serve` and `dead` need DUO_DATABASE_URL (or DUO_DATABASE_URL_FILE) only; `dead` needs DUO_NATS_URL.
 Exit codes: 0 done, 1 failed or refused, 2 wrong usage, 78 wrong settings."
 )]
 struct Cli {
@@ -58,6 +60,9 @@ enum Command {
     /// Who asked what of which model.
     #[command(subcommand)]
     Audit(audit::AuditCommand),
+    /// Requests that were given up: what their attempts met, and run them again.
+    #[command(subcommand)]
+    Dead(dead::DeadCommand),
     /// Look for what is wrong with this installation and say what to do.
     Doctor(doctor::DoctorArguments),
 }
@@ -90,6 +95,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Config(command) => config::run(command).await,
         Command::Token(command) => token::run(command).await,
         Command::Audit(command) => audit::run(command).await,
+        Command::Dead(command) => dead::run(command).await,
         Command::Doctor(arguments) => doctor::run(&arguments).await,
     }
 }

@@ -7,6 +7,7 @@
 pub mod chores;
 pub mod claims;
 mod continuation;
+pub mod dead;
 pub mod inflight;
 pub mod publish;
 pub mod replies;
@@ -28,6 +29,7 @@ use crate::admission::Admission;
 use crate::config::QueueConfig;
 use crate::metrics::Metrics;
 use chores::Chore;
+use dead::Outgoing;
 use inflight::{InFlight, Stop, Todo};
 use supersede::Latest;
 
@@ -49,6 +51,7 @@ struct Inner {
     open: [Mutex<HashMap<Uuid, Arc<InFlight>>>; SHARDS],
     latest: Latest,
     chores: mpsc::Sender<Chore>,
+    letters: mpsc::Sender<Outgoing>,
 }
 
 /// What a dispatch works with.
@@ -69,10 +72,11 @@ pub struct Parts {
 }
 
 impl Dispatch {
-    /// A dispatch, and the chores that [`chores::run`] is to do for it.
+    /// A dispatch, the chores that [`chores::run`] is to do for it, and the dead letters that [`dead::run`] is to keep.
     #[must_use]
-    pub fn new(parts: Parts) -> (Self, mpsc::Receiver<Chore>) {
+    pub fn new(parts: Parts) -> (Self, mpsc::Receiver<Chore>, mpsc::Receiver<Outgoing>) {
         let (sender, receiver) = mpsc::channel(chores::CAPACITY);
+        let (letters, outgoing) = mpsc::channel(dead::CAPACITY);
         let Parts {
             broker,
             nats,
@@ -91,14 +95,21 @@ impl Dispatch {
             open: std::array::from_fn(|_| Mutex::default()),
             latest: Latest::default(),
             chores: sender,
+            letters,
         };
-        (Self(Arc::new(inner)), receiver)
+        (Self(Arc::new(inner)), receiver, outgoing)
     }
 
     fn shard(&self, request: Uuid) -> MutexGuard<'_, HashMap<Uuid, Arc<InFlight>>> {
         // The last bytes of a UUIDv7 are random.
         let index = usize::from(request.as_bytes()[15]) % SHARDS;
         self.0.open[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The keys that seal bodies and open what they sealed.
+    #[must_use]
+    pub fn keys(&self) -> &SealKeys {
+        &self.0.keys
     }
 
     /// The open request of that id.
@@ -141,7 +152,10 @@ impl Dispatch {
     }
 
     /// Does what a turn of `inflight` asked for.
-    fn follow_up(&self, inflight: &InFlight, todo: Todo) {
+    fn follow_up(&self, inflight: &InFlight, mut todo: Todo) {
+        if let Some(letter) = todo.dead.take() {
+            self.keep_letter(*letter);
+        }
         if todo.forget {
             self.shard(inflight.request_id).remove(&inflight.request_id);
             self.0.latest.forget(inflight.request_id);

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use duo_contract::dead::DeadHead;
 use duo_contract::failure::FailureKind;
 use duo_contract::name::{FeatureName, ModelName};
 use duo_contract::snapshot::Feature;
@@ -138,6 +140,33 @@ impl Exchange {
                 place,
             })
             .await
+    }
+
+    /// Runs a dead letter again under the configuration of the moment, for the
+    /// model that its body was made for. It leaves no letter of its own.
+    ///
+    /// # Errors
+    /// As [`Exchange::send`]; feature or model gone, or the feature is inactive.
+    pub async fn replay(
+        &self,
+        caller: &Caller,
+        record: &OpenRecord,
+        letter: &DeadHead,
+        body: Bytes,
+    ) -> Result<Reply, ExchangeError> {
+        record.note_replay();
+        record.note(Some(&letter.feature), Some(&letter.model), letter.stream);
+        let routed = self.routing.load().again(&letter.feature, &letter.model)?;
+        record.note_route(&routed.feature, routed.revision);
+        let prompt = letter.prompt_id.clone().zip(letter.prompt_version.clone());
+        let work = Work {
+            endpoint: letter.endpoint,
+            body,
+            stream: letter.stream,
+            prompt,
+            supersede_key: None,
+        };
+        self.send(caller, record, &routed, work).await
     }
 
     /// Models that a caller may name.

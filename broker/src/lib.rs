@@ -17,6 +17,7 @@ pub mod doctor;
 pub mod exchange;
 pub mod fleet;
 pub mod identity;
+pub mod letters;
 pub mod metrics;
 pub mod prompt;
 pub mod relay;

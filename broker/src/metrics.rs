@@ -24,6 +24,8 @@
 //! | `duo_redeliveries_total` | counter | | claims for a delivery after the first |
 //! | `duo_republished_total` | counter | | requests published again |
 //! | `duo_claims_total` | counter | `answer` | claims by answer |
+//! | `duo_dead_letters_total` | counter | `feature`, `model`, `reason` | requests given up; `reason` is a failure kind |
+//! | `duo_dead_letters_dropped_total` | counter | | dead letters that found no place while NATS took none |
 //! | `duo_audit_backlog` | gauge | | audit records not yet acknowledged by NATS |
 //! | `duo_audit_dropped_total` | counter | | records of refused requests that found no place while NATS took none |
 //! | `duo_config_revision` | gauge | | revision served |
@@ -81,6 +83,8 @@ pub struct Metrics {
     pub redeliveries: IntCounter,
     pub republished: IntCounter,
     pub claims: IntCounterVec,
+    pub dead_letters: IntCounterVec,
+    pub dead_letters_dropped: IntCounter,
     pub audit_backlog: IntGauge,
     pub audit_dropped: IntCounter,
     pub config_revision: IntGauge,
@@ -229,6 +233,17 @@ impl Metrics {
             ),
             republished: counter(r, "duo_republished_total", "Requests published again"),
             claims: counters(r, "duo_claims_total", "Claims", &["answer"]),
+            dead_letters: counters(
+                r,
+                "duo_dead_letters_total",
+                "Requests given up",
+                &["feature", "model", "reason"],
+            ),
+            dead_letters_dropped: counter(
+                r,
+                "duo_dead_letters_dropped_total",
+                "Dead letters that found no place",
+            ),
             audit_backlog: gauge(
                 r,
                 "duo_audit_backlog",

@@ -224,6 +224,38 @@ impl RoutingTable {
         })
     }
 
+    /// The route of a request that ran before, whoever asked then.
+    ///
+    /// # Errors
+    /// `unknown_feature`, `feature_inactive`, `unknown_model` or `unsupported_pair`.
+    pub fn again(&self, name: &FeatureName, model: &ModelName) -> Result<RoutedRequest, ExchangeError> {
+        let error = |kind, reason, message: String| ExchangeError::new(kind, reason, message);
+        let feature = self.features.get(name).ok_or_else(|| {
+            let message = format!("feature {name} does not exist any more");
+            error(FailureKind::InvalidRequest, "unknown_feature", message)
+        })?;
+        if !feature.active {
+            let message = format!("feature {name} is switched off");
+            return Err(error(FailureKind::FeatureInactive, "feature_inactive", message));
+        }
+        let model = self.models.get(model).ok_or_else(|| {
+            let message = format!("model {model}, which the request was made for, does not exist any more");
+            error(FailureKind::InvalidRequest, "unknown_model", message)
+        })?;
+        if self.support(name, &model.family) == SupportLevel::NotSupported {
+            let message = format!(
+                "feature {name} is not supported with model {} any more",
+                model.name
+            );
+            return Err(error(FailureKind::Unsupported, "unsupported_pair", message));
+        }
+        Ok(RoutedRequest {
+            feature: feature.clone(),
+            model: model.clone(),
+            revision: self.revision,
+        })
+    }
+
     fn assigned_model(&self, feature: &Feature) -> Option<&Model> {
         self.models.get(feature.model.as_ref()?)
     }

@@ -20,14 +20,16 @@ use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
 use crate::admission::Admission;
+use crate::api::admin::AdminState;
 use crate::api::{self, ApiState};
 use crate::audit::{AuditLog, sink, sweeper, writer};
 use crate::auth::{AuthConfig, Authenticator};
 use crate::config::{Config, QueueConfig};
-use crate::dispatch::{self, Dispatch, Parts, chores, claims, replies, supersede, watch};
+use crate::dispatch::{self, Dispatch, Parts, chores, claims, dead, replies, supersede, watch};
 use crate::exchange::Exchange;
 use crate::fleet::{self, Fleet};
 use crate::identity;
+use crate::letters::Letters;
 use crate::metrics::Metrics;
 use crate::prompt::Prompts;
 use crate::relay;
@@ -120,8 +122,14 @@ pub async fn run(
         admission: admission.clone(),
         metrics: metrics.clone(),
     };
-    let (dispatch, chore_queue) = Dispatch::new(parts);
+    let (dispatch, chore_queue, letters) = Dispatch::new(parts);
     let chores_done = tokio::spawn(chores::run(chore_queue, nats.clone(), closing.clone()));
+    let letters_kept = tokio::spawn(dead::run(
+        letters,
+        nats.clone(),
+        shutdown.clone(),
+        closing.clone(),
+    ));
     spawn_dispatch(&dispatch, &audit_sink).await?;
 
     let background = Shutdown::new();
@@ -166,7 +174,8 @@ pub async fn run(
             move || readiness.blockers().is_empty()
         }),
     };
-    let app = api::router(Arc::new(state), Some(api::events::router(store)));
+    let admin = administration(&state, &dispatch, &nats, &store);
+    let app = api::router(Arc::new(state), Some(api::events::router(store)), Some(admin));
     tracing::info!(broker = config.name, listen = %api_listener.local_addr()?, "serving");
     let grace = config.http.drain_grace;
     let drained = front::serve(api_listener, app, &shutdown, &readiness, grace, || {
@@ -178,10 +187,30 @@ pub async fn run(
     dispatch.leave();
     closing.begin();
     background.begin();
+    let last_words = [chores_done, audit_done, letters_kept];
+    wind_down(&nats, last_words, &background).await;
+    operations_end.begin();
+    operations_end.drained(Duration::from_secs(1)).await;
+    Ok(())
+}
+
+fn administration(state: &ApiState, dispatch: &Dispatch, nats: &Nats, store: &Store) -> axum::Router {
+    api::admin::router(AdminState {
+        exchange: state.exchange.clone(),
+        audit: state.audit.clone(),
+        dispatch: dispatch.clone(),
+        letters: Letters::new(nats.clone()),
+        store: store.clone(),
+    })
+}
+
+/// Lets what was said leave, and the background end.
+async fn wind_down(nats: &Nats, last_words: [tokio::task::JoinHandle<()>; 3], background: &Shutdown) {
     let flushed = async {
-        // Nothing but a panic ends them early.
-        let _ = chores_done.await;
-        let _ = audit_done.await;
+        for task in last_words {
+            // Nothing but a panic ends them early.
+            let _ = task.await;
+        }
         let _ = nats.client().flush().await;
     };
     let (flushed, _) = tokio::join!(
@@ -191,9 +220,6 @@ pub async fn run(
     if flushed.is_err() {
         tracing::error!("some audit records did not reach NATS in time; the sweeper will close them");
     }
-    operations_end.begin();
-    operations_end.drained(Duration::from_secs(1)).await;
-    Ok(())
 }
 
 /// The operations port answers from the start, so that a slow start can be seen.

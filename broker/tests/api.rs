@@ -73,7 +73,7 @@ async fn app() -> Router {
         admission: admission.clone(),
         metrics,
     };
-    let (dispatch, _chores) = Dispatch::new(parts);
+    let (dispatch, _chores, _letters) = Dispatch::new(parts);
     let (_routing_sink, routing) = routing::routing();
     let (identity_sink, identities) = identity::identities();
     identity_sink.store(IdentitySnapshot {
@@ -93,7 +93,7 @@ async fn app() -> Router {
         audit,
         readiness: Arc::new(|| false),
     };
-    api::router(Arc::new(state), Some(api::events::router(database.store)))
+    api::router(Arc::new(state), Some(api::events::router(database.store)), None)
 }
 
 async fn ask(

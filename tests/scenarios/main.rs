@@ -7,6 +7,7 @@ mod bad_input;
 mod canary;
 mod cancel;
 mod config;
+mod dead_letters;
 mod death;
 mod edge;
 mod nats_restart;

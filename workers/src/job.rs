@@ -290,6 +290,7 @@ impl Attempt<'_> {
             delivery: self.ack.delivered,
             worker: self.worker.name.clone(),
             job: Some(self.job),
+            server: Some(self.server.name.to_string()),
         };
         let end_by = instant(self.head.end_by_ms);
         let verdict = claim::ask(self.worker, &self.head.owner, &request, lease(self.head), end_by).await;

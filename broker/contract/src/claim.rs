@@ -23,6 +23,9 @@ pub struct ClaimRequest {
     /// so two jobs may hold the same delivery.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<Uuid>,
+    /// The model server that it is for, by its name in the worker's file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
 }
 
 /// The owner's answer, the same for the same job however often it is asked.

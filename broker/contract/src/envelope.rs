@@ -107,11 +107,7 @@ impl RequestEnvelope {
     /// Sealing failed, which only a broken random source causes.
     pub fn encode(&self, keys: &SealKeys) -> Result<(Bytes, Box<str>), EnvelopeError> {
         let head = serde_json::to_vec(&self.head)?;
-        let mut bytes = Vec::with_capacity(PREFIX + head.len() + self.body.len() + SealKeys::OVERHEAD);
-        bytes.push(VERSION);
-        let length = u32::try_from(head.len()).map_err(|_| EnvelopeError::Short)?;
-        bytes.extend_from_slice(&length.to_le_bytes());
-        bytes.extend_from_slice(&head);
+        let mut bytes = join(&head, self.body.len())?;
         let key_id = keys.seal(&head, &self.body, &mut bytes)?;
         Ok((bytes.into(), key_id))
     }
@@ -138,7 +134,18 @@ impl RequestEnvelope {
     }
 }
 
-fn split(bytes: &[u8]) -> Result<(&[u8], &[u8]), EnvelopeError> {
+/// Everything before the sealed body, with room for a body of so many bytes.
+pub(crate) fn join(head: &[u8], body: usize) -> Result<Vec<u8>, EnvelopeError> {
+    let mut bytes = Vec::with_capacity(PREFIX + head.len() + body + SealKeys::OVERHEAD);
+    bytes.push(VERSION);
+    let length = u32::try_from(head.len()).map_err(|_| EnvelopeError::Short)?;
+    bytes.extend_from_slice(&length.to_le_bytes());
+    bytes.extend_from_slice(head);
+    Ok(bytes)
+}
+
+/// The head and the sealed body.
+pub(crate) fn split(bytes: &[u8]) -> Result<(&[u8], &[u8]), EnvelopeError> {
     let (&version, rest) = bytes.split_first().ok_or(EnvelopeError::Short)?;
     if version != VERSION {
         return Err(EnvelopeError::Version(version));

@@ -1,8 +1,8 @@
 //! Every byte that crosses NATS between brokers and workers.
 //!
 //! Owns subjects, stream and consumer names, the request envelope, reply
-//! frames, claims, cancels, presence, the configuration snapshot and audit
-//! records. Does no I/O and knows no runtime, so a client may take the
+//! frames, claims, cancels, presence, the configuration snapshot, audit
+//! records and dead letters. Does no I/O and knows no runtime, so a client may take the
 //! protocol without the servers. Messages grow by optional fields only;
 //! `fixtures/` holds the bytes that older versions wrote.
 
@@ -11,6 +11,7 @@
 pub mod audit;
 pub mod cancel;
 pub mod claim;
+pub mod dead;
 pub mod envelope;
 pub mod failure;
 pub mod frame;

@@ -139,10 +139,25 @@ pub fn audit(kind: &str) -> String {
     format!("duo.audit.{kind}")
 }
 
-/// Subject of a dead letter.
+/// Subject of a dead letter: `duo.dead.<feature>.<model>.<request>`, its own,
+/// so that it is found by its id.
 #[must_use]
-pub fn dead(feature: &FeatureName, model: &ModelName) -> String {
-    format!("duo.dead.{feature}.{}", model.token())
+pub fn dead(feature: &FeatureName, model: &ModelName, request: Uuid) -> String {
+    format!("duo.dead.{feature}.{}.{}", model.token(), request.simple())
+}
+
+/// The subject of one dead letter whose feature and model are not known.
+#[must_use]
+pub fn dead_by_id(request: Uuid) -> String {
+    format!("duo.dead.*.*.{}", request.simple())
+}
+
+/// The dead letters of one feature, of one model, or of all.
+#[must_use]
+pub fn dead_filter(feature: Option<&FeatureName>, model: Option<&ModelName>) -> String {
+    let feature = feature.map_or("*", FeatureName::as_str);
+    let model = model.map_or("*".into(), ModelName::token);
+    format!("duo.dead.{feature}.{model}.*")
 }
 
 /// Is `text` safe as one subject token, as broker and worker names must be?
@@ -166,6 +181,23 @@ mod tests {
         assert_eq!(request_of_reply(&subject), Some(id));
         assert_eq!(request_of_reply("duo.replies.b1.x"), None);
         assert_eq!(request_of_reply(&format!("{subject}.more")), None);
+    }
+
+    #[test]
+    fn a_dead_letter_is_found_by_its_id_and_by_its_model() {
+        let model = ModelName::parse("v0.3").expect("a name");
+        let feature = FeatureName::parse("duo_chat").expect("a name");
+        let subject = dead(&feature, &model, Uuid::from_u128(7));
+        assert_eq!(
+            subject,
+            "duo.dead.duo_chat.v0_2E3.00000000000000000000000000000007"
+        );
+        assert_eq!(
+            dead_by_id(Uuid::from_u128(7)),
+            "duo.dead.*.*.00000000000000000000000000000007"
+        );
+        assert_eq!(dead_filter(None, Some(&model)), "duo.dead.*.v0_2E3.*");
+        assert_eq!(dead_filter(Some(&feature), None), "duo.dead.duo_chat.*.*");
     }
 
     #[test]

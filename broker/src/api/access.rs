@@ -102,11 +102,22 @@ pub(super) async fn record(State(api): State<Arc<ApiState>>, mut request: Reques
 
 /// Reading the audit log takes its own role.
 pub(super) async fn auditors_only(request: Request, next: Next) -> Response {
-    let role = request.extensions().get::<Caller>().and_then(Caller::role);
-    if role == Some(Role::Auditor) {
+    if role(&request) == Some(Role::Auditor) {
         return next.run(request).await;
     }
     ApiError::Forbidden("this needs a token with the auditor role".into()).respond(Shape::Plain)
+}
+
+/// Administration takes its own role too.
+pub(super) async fn admins_only(request: Request, next: Next) -> Response {
+    if role(&request) == Some(Role::Admin) {
+        return next.run(request).await;
+    }
+    ApiError::Forbidden("this needs a token with the admin role".into()).respond(Shape::Plain)
+}
+
+fn role(request: &Request) -> Option<Role> {
+    request.extensions().get::<Caller>().and_then(Caller::role)
 }
 
 fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {

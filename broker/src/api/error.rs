@@ -106,6 +106,9 @@ pub(crate) enum ApiError {
     /// The path exists, the method does not.
     #[error("Method Not Allowed")]
     MethodNotAllowed,
+    /// What is there does not allow it.
+    #[error("{0}")]
+    Conflict(String),
     /// The prompt is longer than the model's window.
     #[error(
         "{path}: the prompt is too long for the model's context window of {window} tokens; send less text"
@@ -244,6 +247,7 @@ impl ApiError {
             Self::Forbidden(_) => "forbidden".into(),
             Self::NotFound(_) => "not_found".into(),
             Self::MethodNotAllowed => "method_not_allowed".into(),
+            Self::Conflict(_) => "conflict".into(),
             Self::ContextLength { .. } => "context_length_exceeded".into(),
             Self::Exchange(error) => error.reason.clone(),
         }
@@ -263,6 +267,7 @@ impl ApiError {
             Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Conflict(_) => StatusCode::CONFLICT,
             Self::Exchange(error) if is_unknown(error) => StatusCode::NOT_FOUND,
             Self::Exchange(error) => match error.kind {
                 FailureKind::InvalidRequest => StatusCode::UNPROCESSABLE_ENTITY,
@@ -375,7 +380,8 @@ impl ApiError {
             | Self::TooLarge(_)
             | Self::BodyLate
             | Self::NotFound(_)
-            | Self::MethodNotAllowed => (status, INVALID, self.reason(), None),
+            | Self::MethodNotAllowed
+            | Self::Conflict(_) => (status, INVALID, self.reason(), None),
             Self::Exchange(error) if error.reason == "unknown_model" => (
                 StatusCode::NOT_FOUND,
                 INVALID,

@@ -147,7 +147,7 @@ fn row(event: &Event) -> Vec<String> {
     ]
 }
 
-fn moment(text: &str) -> Result<OffsetDateTime, String> {
+pub(super) fn moment(text: &str) -> Result<OffsetDateTime, String> {
     if let Ok(span) = parse_duration(text) {
         let span = time::Duration::try_from(span).map_err(|error| error.to_string())?;
         return clock::now()

@@ -4,11 +4,12 @@
 //! Everything here is plain state behind one lock, without I/O, so that every
 //! turn (a claim, a frame, a cancel, a deadline) is decided in one place:
 //! claims here, what arrives in [`frames`], ends in [`endings`], what is tried
-//! again in [`retries`].
+//! again in [`retries`], what attempts met in [`story`].
 
 mod endings;
 mod frames;
 mod retries;
+mod story;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use duo_contract::cancel::CancelReason;
 use duo_contract::claim::{ClaimReply, ClaimRequest};
+use duo_contract::dead::{AttemptEnd, DeadLetter};
 use duo_contract::failure::FailureKind;
 use duo_contract::frame::{FailedAttempt, FrameAnswer, FrameKind};
 use duo_contract::name::Lane;
@@ -28,6 +30,7 @@ use crate::audit::OpenRecord;
 use crate::request::{ExchangeError, ReplyEvent, RoutedRequest, Work};
 use endings::{Ending, Unwritten, cut_off};
 use retries::Failures;
+use story::Story;
 
 pub use endings::Stop;
 
@@ -108,6 +111,7 @@ pub struct State {
     last_answer: Option<FrameAnswer>,
     model_tokens: Option<u64>,
     place: Option<Place>,
+    story: Story,
 }
 
 #[derive(Debug, Default)]
@@ -131,6 +135,8 @@ pub struct Todo {
     pub forget: bool,
     /// Ask this worker for frames again: attempt, from, until.
     pub resend: Option<(String, u32, u32, u32)>,
+    /// Keep this: the request was given up.
+    pub dead: Option<Box<DeadLetter>>,
 }
 
 impl InFlight {
@@ -170,6 +176,7 @@ impl InFlight {
                 last_answer: None,
                 model_tokens: None,
                 place: Some(place),
+                story: Story::default(),
             }),
         }
     }
@@ -240,7 +247,10 @@ impl InFlight {
             return (ClaimReply::Busy { delay_ms }, Todo::default());
         }
         let replaced = state.alive_worker();
-        state.attempt.alive = false;
+        if std::mem::take(&mut state.attempt.alive) {
+            let frames = state.next_frame;
+            state.story.ends(AttemptEnd::Lost, frames, now);
+        }
         state.lose_slot();
         if let Some(error) = self.no_further_attempt(&state, now) {
             let mut todo = self.end_badly(&mut state, error, now);
@@ -257,6 +267,8 @@ impl InFlight {
             worker: Some(claim.worker.clone()),
             alive: true,
         };
+        let number = state.attempt.number;
+        state.story.begins(number, claim, now);
         state.claimed_by = Some(claim.clone());
         state.last_answer = None;
         state.first_claim.get_or_insert(now);
@@ -352,7 +364,10 @@ impl InFlight {
             .map(|worker| (worker, CancelReason::Replaced));
         state.publication += 1;
         state.sequence = None;
-        state.attempt.alive = false;
+        if std::mem::take(&mut state.attempt.alive) {
+            let frames = state.next_frame;
+            state.story.ends(AttemptEnd::Lost, frames, now);
+        }
         state.lose_slot();
         state.heard = now;
         let todo = Todo {

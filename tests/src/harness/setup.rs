@@ -348,6 +348,17 @@ impl Cli {
         out
     }
 
+    /// The same tool with one more variable.
+    #[must_use]
+    pub fn with(&self, name: &str, value: &str) -> Self {
+        let mut env = self.env.clone();
+        env.push((name.to_owned(), value.to_owned()));
+        Self {
+            path: self.path.clone(),
+            env,
+        }
+    }
+
     /// Starts a further broker with these variables changed; its log is in `folder`.
     pub fn serve(&self, name: &str, changes: &[(&str, String)], folder: &Path) -> Program {
         let mut env = self.env.clone();

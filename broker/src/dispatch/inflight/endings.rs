@@ -190,7 +190,12 @@ impl InFlight {
         if let Some(place) = state.place.take().filter(|_| stop != Stop::Leaving) {
             place.served(now);
         }
-        self.finish(state, Ending::Bad(error), end, stop.order(), now)
+        let dead = match stop {
+            Stop::NoTaker => self.dead_letter(state, outcome, &error, now),
+            _ => None,
+        };
+        let todo = self.finish(state, Ending::Bad(error), end, stop.order(), now);
+        Todo { dead, ..todo }
     }
 
     pub(super) fn end_badly(&self, state: &mut State, error: ExchangeError, now: Instant) -> Todo {
@@ -205,13 +210,15 @@ impl InFlight {
             _ => Outcome::Failed,
         };
         let end = self.audit_end(state, outcome, Some(&error.reason), now, None);
-        self.finish(
+        let dead = self.dead_letter(state, outcome, &error, now);
+        let todo = self.finish(
             state,
             Ending::Bad(error),
             end,
             CancelReason::DeadlineExceeded,
             now,
-        )
+        );
+        Todo { dead, ..todo }
     }
 
     /// Every bad end comes by here.

@@ -152,6 +152,8 @@ impl InFlight {
 
     fn failed(&self, state: &mut State, failed: FailedAttempt, now: Instant) -> (FrameAnswer, Todo) {
         state.attempt.alive = false;
+        let frames = state.next_frame.saturating_sub(1);
+        state.story.fails(&failed, frames, now);
         // Heard just now.
         state.lose_slot();
         let earlier = state.received.earlier_tokens();

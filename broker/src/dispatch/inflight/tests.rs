@@ -19,6 +19,7 @@ use crate::audit::sink::{AuditSink, TestRecords};
 use crate::fleet::Fleet;
 use crate::metrics::Metrics;
 
+mod dead;
 mod model;
 
 const LEASE: Duration = Duration::from_secs(5);
@@ -111,6 +112,7 @@ impl Bench {
             delivery,
             worker: worker.into(),
             job: None,
+            server: Some("gpu0".into()),
         };
         self.inflight.claim(&claim, self.start + after)
     }
@@ -398,6 +400,7 @@ fn one_delivery_counted_twice_begins_one_attempt() {
         delivery: 1,
         worker: worker.into(),
         job: Some(Uuid::from_u128(job)),
+        server: None,
     };
     let ask = |worker, job| bench.inflight.claim(&claim(worker, job), bench.start).0;
     assert_eq!(ask("w", 1), ClaimReply::Proceed { attempt: 1 });

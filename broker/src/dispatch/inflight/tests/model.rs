@@ -283,6 +283,7 @@ impl World {
             delivery,
             worker: (*worker.get(&WORKERS)).to_owned(),
             job: Some(Uuid::from_u128(self.jobs.len() as u128)),
+            server: None,
         };
         self.jobs.push(Job {
             claim,
