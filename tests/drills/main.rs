@@ -15,3 +15,8 @@ async fn passes(name: &str) {
 async fn a_killed_broker_takes_down_its_own_clients_only() {
     passes("broker-kill").await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_leaves_stops_its_generation_and_frees_its_places() {
+    passes("cancel").await;
+}

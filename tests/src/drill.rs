@@ -6,6 +6,7 @@
 //! form in `tests/drills/main.rs`.
 
 mod broker_kill;
+mod cancel;
 pub mod checker;
 pub mod history;
 pub mod kind;
@@ -62,6 +63,11 @@ pub const ALL: &[Drill] = &[
         name: "broker-kill",
         shows: "a killed broker takes down its own clients only, and its work stops within two leases",
         run: |size| broker_kill::run(size).boxed_local(),
+    },
+    Drill {
+        name: "cancel",
+        shows: "a client that leaves, in whichever state, stops its generation at once and frees its places",
+        run: |size| cancel::run(size).boxed_local(),
     },
 ];
 

@@ -43,7 +43,7 @@ use self::shared::Shared;
 use crate::server::Server;
 
 pub use self::fault::Fault;
-pub use self::follow::UnderWay;
+pub use self::follow::{Over, UnderWay};
 pub use self::settings::Settings;
 pub use self::shared::LastRequest;
 pub use self::stats::{Requests, Stats};
@@ -56,6 +56,17 @@ const THREADS: usize = 2;
 pub struct Sim {
     shared: Arc<Shared>,
     server: Server,
+}
+
+/// Looks at a simulated server. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Watcher(Arc<Shared>);
+
+impl Watcher {
+    /// Is a followed request with this id under way?
+    pub fn is_under_way(&self, id: &str) -> bool {
+        self.0.under_way.holds(id)
+    }
 }
 
 /// What was waited for did not happen in time; the counters are those of the last look.
@@ -116,6 +127,16 @@ impl Sim {
     /// The requests under way whose prompts hold an id that [`Settings::follow`] looks for, oldest first.
     pub fn under_way(&self) -> Vec<UnderWay> {
         self.shared.under_way.now()
+    }
+
+    /// A handle that only looks, for other tasks.
+    pub fn watcher(&self) -> Watcher {
+        Watcher(Arc::clone(&self.shared))
+    }
+
+    /// The followed requests that are over, in the order of their ends: the last some thousands.
+    pub fn over(&self) -> Vec<Over> {
+        self.shared.under_way.over()
     }
 
     /// The settings in force.

@@ -22,7 +22,7 @@ use crate::claim;
 use crate::delivery::{Ack, Delivery};
 use crate::model_server::facts::Facts;
 use crate::model_server::openai::{AnswerStream, Step};
-use crate::model_server::{Allowance, Answer, Call, Called, Fault, ModelServer, continuation};
+use crate::model_server::{Allowance, Answer, Call, Called, Fault, ModelServer, Spent, continuation};
 use crate::outcome::Outcome;
 use crate::reply::{Ended, Reply, ReplyError};
 use crate::running::Stop;
@@ -97,6 +97,7 @@ impl Job {
             reply: &running.reply,
             job: Uuid::new_v4(),
             allowance: Allowance::default(),
+            spent: Spent::default(),
         };
         let work = AssertUnwindSafe(attempt.run(&body, slot)).catch_unwind();
         let outcome = async {
@@ -224,6 +225,7 @@ struct Attempt<'a> {
     /// Tells it from another job that was given the same delivery.
     job: Uuid,
     allowance: Allowance,
+    spent: Spent,
 }
 
 impl Attempt<'_> {
@@ -311,6 +313,7 @@ impl Attempt<'_> {
             first_by: instant(self.head.first_byte_by_ms),
             end_by: instant(self.head.end_by_ms),
             allowance: self.allowance.clone(),
+            spent: self.spent.clone(),
         };
         let mut called = self.server.call(&call).await;
         called.in_flight = Some(in_flight);
@@ -483,7 +486,7 @@ impl Attempt<'_> {
             worker: self.worker.name.clone(),
             failure,
             model_calls: 0,
-            output_tokens: None,
+            output_tokens: self.spent.tokens(),
             leaving,
         })
     }

@@ -16,6 +16,7 @@ pub mod pressure;
 pub mod sse;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -72,6 +73,23 @@ struct Served {
     opening: Box<[u8]>,
 }
 
+/// Tokens that the answer under way has cost so far, for whoever stops it. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Spent(Arc<AtomicU64>);
+
+impl Spent {
+    /// So many, all told.
+    pub fn set(&self, tokens: u64) {
+        self.0.store(tokens, Ordering::Relaxed);
+    }
+
+    /// How many, as far as anything is known.
+    #[must_use]
+    pub fn tokens(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|tokens| *tokens > 0)
+    }
+}
+
 /// One call of a model server.
 #[derive(Debug, Clone)]
 pub struct Call {
@@ -89,6 +107,8 @@ pub struct Call {
     pub end_by: Instant,
     /// How many calls may be made for this attempt.
     pub allowance: Allowance,
+    /// What its answer has cost so far.
+    pub spent: Spent,
 }
 
 /// An answer that has begun.

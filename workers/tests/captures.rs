@@ -11,7 +11,7 @@ use duo_workers::config::{CallConfig, ServedConfig, ServerConfig, ServerKind};
 use duo_workers::model_server::Allowance;
 use duo_workers::model_server::facts::Facts;
 use duo_workers::model_server::openai::{Http, Step};
-use duo_workers::model_server::{Answer, Blame, Call, Fault};
+use duo_workers::model_server::{Answer, Blame, Call, Fault, Spent};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -187,6 +187,7 @@ async fn replay(folder: &str, kind: ServerKind, name: &str, piece: usize) -> See
         first_by: by,
         end_by: by,
         allowance: Allowance::default(),
+        spent: Spent::default(),
     };
     let seen = read(&http, &call).await;
     serving.abort();

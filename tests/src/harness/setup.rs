@@ -165,6 +165,12 @@ impl Builder {
         self
     }
 
+    /// With a simulated model server that the worker takes for one of this kind.
+    pub fn kind(mut self, kind: &'static str) -> Self {
+        self.model_kind = kind;
+        self
+    }
+
     /// With a real model server in the simulated one's place.
     pub fn model_server(mut self, url: &str, kind: &'static str, served_as: &str) -> Self {
         self.model_url = Some(url.to_owned());

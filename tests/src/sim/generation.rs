@@ -14,6 +14,8 @@ pub(crate) struct Generation {
     slot: Option<Slot>,
     /// Tokens it has in the cache.
     cached: AtomicUsize,
+    /// Tokens it has handed out.
+    tokens: AtomicUsize,
     ended: bool,
     /// Its number in the list of those that are followed.
     followed: Option<u64>,
@@ -27,6 +29,7 @@ impl Generation {
             shared,
             slot: None,
             cached: AtomicUsize::new(0),
+            tokens: AtomicUsize::new(0),
             ended: false,
             followed,
         }
@@ -59,6 +62,7 @@ impl Generation {
     /// Counts tokens as they are generated.
     pub(crate) fn tokens(&self, count: usize) {
         self.cache(count);
+        self.tokens.fetch_add(count, Ordering::Relaxed);
         self.shared.counters.add(&self.shared.counters.tokens, count);
     }
 
@@ -86,21 +90,23 @@ impl Generation {
             .uncache(std::mem::take(self.cached.get_mut()));
     }
 
+    fn unfollow(&mut self) {
+        if let Some(number) = self.followed.take() {
+            self.shared.under_way.end(number, *self.tokens.get_mut());
+        }
+    }
+
     fn end(&mut self) {
         self.ended = true;
         self.uncache();
         self.slot = None;
-        if let Some(number) = self.followed.take() {
-            self.shared.under_way.end(number);
-        }
+        self.unfollow();
     }
 }
 
 impl Drop for Generation {
     fn drop(&mut self) {
-        if let Some(number) = self.followed {
-            self.shared.under_way.end(number);
-        }
+        self.unfollow();
         if self.ended {
             return;
         }

@@ -25,6 +25,8 @@ pub struct Facts {
     pub output_tokens: Option<u64>,
     /// Token ids seen, which count the tokens of an answer that was cut.
     token_ids: u64,
+    /// Pieces of text seen, which count them where the server gives no ids: most send one token in each.
+    pieces: u64,
     /// Whether each choice seen has ended, by its index.
     choices: Vec<(u32, bool)>,
 }
@@ -51,6 +53,33 @@ struct Choice<'a> {
     finish_reason: Option<Cow<'a, str>>,
     #[serde(default)]
     token_ids: Option<Vec<IgnoredAny>>,
+    #[serde(borrow, default)]
+    text: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    delta: Option<Delta<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Delta<'a> {
+    #[serde(borrow, default)]
+    content: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    reasoning_content: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    tool_calls: Option<&'a RawValue>,
+}
+
+impl Choice<'_> {
+    fn says_something(&self) -> bool {
+        let said = |value: Option<&RawValue>| {
+            value.is_some_and(|value| !matches!(value.get(), "null" | "\"\"" | "[]"))
+        };
+        let delta = self.delta.as_ref();
+        said(self.text)
+            || delta.is_some_and(|delta| {
+                said(delta.content) || said(delta.reasoning_content) || said(delta.tool_calls)
+            })
+    }
 }
 
 #[derive(Deserialize)]
@@ -105,6 +134,12 @@ impl Facts {
             .or((self.token_ids > 0).then_some(self.token_ids))
     }
 
+    /// Tokens that an answer has cost so far, as far as known; at least one for each piece of text.
+    #[must_use]
+    pub fn spent(&self) -> u64 {
+        self.generated().unwrap_or(self.pieces)
+    }
+
     fn read(&mut self, json: &[u8]) -> Result<bool, Fault> {
         let body: Body<'_> = serde_json::from_slice(json)
             .map_err(|_| Fault::server("the model server sent what is not an OpenAI answer"))?;
@@ -126,6 +161,7 @@ impl Facts {
             return Err(Fault::server("the model server aborted its answer"));
         }
         let ended = choice.finish_reason.is_some();
+        self.pieces += u64::from(choice.says_something());
         self.token_ids += choice
             .token_ids
             .map_or(0, |ids| u64::try_from(ids.len()).unwrap_or(u64::MAX));
@@ -192,6 +228,20 @@ mod tests {
             .event(br#"{"choices":[{"index":0,"delta":{"content":"x"},"token_ids":[5,9]}]}"#)
             .expect("good");
         assert_eq!(facts.generated(), Some(2));
+    }
+
+    #[test]
+    fn a_cut_answer_without_token_ids_counts_its_pieces() {
+        let mut facts = Facts::default();
+        for event in [
+            r#"{"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}"#,
+            r#"{"choices":[{"index":0,"delta":{"content":"x"}}]}"#,
+            r#"{"choices":[{"index":0,"text":"y"}]}"#,
+            r#"{"choices":[{"index":0,"delta":{"content":null},"finish_reason":"stop"}]}"#,
+        ] {
+            facts.event(event.as_bytes()).expect("good");
+        }
+        assert_eq!((facts.generated(), facts.spent()), (None, 2));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::model_server::facts::Facts;
 use crate::model_server::sse::EventReader;
-use crate::model_server::{Call, Fault};
+use crate::model_server::{Call, Fault, Spent};
 
 /// How long the end of a finished body is waited for, so that its connection can serve again.
 const TAIL_TIMEOUT: Duration = Duration::from_millis(200);
@@ -20,6 +20,7 @@ pub struct AnswerStream {
     response: Response,
     reader: EventReader,
     facts: Facts,
+    spent: Spent,
     idle_timeout: Duration,
     /// The next data has to come by then.
     data_by: Instant,
@@ -53,6 +54,7 @@ impl AnswerStream {
             response,
             reader: EventReader::default(),
             facts: Facts::default(),
+            spent: call.spent.clone(),
             idle_timeout,
             data_by,
             first_by: call.first_by,
@@ -130,6 +132,7 @@ impl AnswerStream {
             fault = self.facts.complete().err();
         }
         events.truncate(good);
+        self.spent.set(self.facts.spent());
         let chunks = join(events);
         if good > 0 {
             self.silent = false;
