@@ -106,6 +106,12 @@ impl Dispatch {
         self.0.open[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Places in line.
+    #[must_use]
+    pub fn admission(&self) -> &Admission {
+        &self.0.admission
+    }
+
     /// The keys that seal bodies and open what they sealed.
     #[must_use]
     pub fn keys(&self) -> &SealKeys {

@@ -201,6 +201,8 @@ fn administration(state: &ApiState, dispatch: &Dispatch, nats: &Nats, store: &St
         dispatch: dispatch.clone(),
         letters: Letters::new(nats.clone()),
         store: store.clone(),
+        admission: dispatch.admission().clone(),
+        nats: nats.clone(),
     })
 }
 

@@ -256,3 +256,68 @@ async fn all_dead_letters_of_a_model_are_dropped_only_when_one_means_it() {
     assert_eq!(cluster.database.count(records).await, Ok(3));
     cluster.assert_clean().await;
 }
+
+#[tokio::test]
+async fn an_administrator_sees_what_waits_and_who_serves_it() {
+    let sim = Settings {
+        tokens: 2000,
+        pace_ms: 20,
+        ..Settings::default()
+    };
+    let cluster = Cluster::builder().sim(sim).slots(1).start().await;
+    let admin = admin(&cluster).await;
+    let see = async |what: &str| {
+        let path = format!("/admin/v1/{what}");
+        cluster
+            .call(Method::GET, &path)
+            .token(&admin)
+            .send()
+            .await
+            .good()
+            .json()[what]
+            .clone()
+    };
+    let body = chat("long", 2000, true);
+    let mut holder = cluster.openai("/v1/chat/completions", &body).open().await;
+    assert!(holder.next().await);
+    let waiting = tokio::spawn(cluster.openai("/v1/chat/completions", &body).try_open());
+    cluster.queued(2).await;
+    until("the line shows", PATIENCE, async || {
+        let queues = see("queues").await;
+        let queue = queues
+            .as_array()
+            .expect("a list")
+            .iter()
+            .find(|queue| queue["model"] == "mistral" && queue["lane"] == "interactive");
+        let queue = queue.expect("a line").clone();
+        let sound = queue["depth"] == 1
+            && queue["in_flight"] == 1
+            && queue["slots"] == 1
+            && queue["oldest_seconds"].as_f64().is_some_and(|age| age > 0.0)
+            && queue["drain_per_second"].as_f64().is_some_and(|rate| rate > 0.0);
+        if sound { Ok(()) } else { Err(queue.to_string()) }
+    })
+    .await;
+    until("the worker shows", PATIENCE, async || {
+        let workers = see("workers").await;
+        let served = &workers[0]["models"][0];
+        let sound = workers[0]["worker"]
+            .as_str()
+            .is_some_and(|name| name.starts_with("w1"))
+            && workers[0]["draining"] == false
+            && served["server"] == "local"
+            && served["breaker"] == "passing"
+            && served["in_flight"] == 1;
+        if sound { Ok(()) } else { Err(workers.to_string()) }
+    })
+    .await;
+    let refused = cluster
+        .call(Method::GET, "/admin/v1/queues")
+        .token(&cluster.client_token)
+        .send()
+        .await;
+    assert_eq!(refused.status, StatusCode::FORBIDDEN, "{refused}");
+    drop(holder);
+    waiting.abort();
+    cluster.assert_clean().await;
+}

@@ -6,10 +6,13 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::routing::{get, post};
+use duo_process::nats::Nats;
 
 mod dead;
+mod queues;
 mod replay;
 
+use crate::admission::Admission;
 use crate::audit::AuditLog;
 use crate::dispatch::Dispatch;
 use crate::exchange::Exchange;
@@ -29,6 +32,10 @@ pub struct AdminState {
     pub letters: Letters,
     /// Keeps a record of each that is dropped.
     pub store: Store,
+    /// What waits, and who serves it.
+    pub admission: Admission,
+    /// Says what the queue holds.
+    pub nats: Nats,
 }
 
 /// The routes; the caller's role is checked around them.
@@ -37,5 +44,7 @@ pub fn router(state: AdminState) -> Router {
         .route("/admin/v1/dead", get(dead::list))
         .route("/admin/v1/dead/{id}", get(dead::show).delete(dead::drop_one))
         .route("/admin/v1/dead/{id}/replay", post(replay::replay))
+        .route("/admin/v1/queues", get(queues::queues))
+        .route("/admin/v1/workers", get(queues::workers))
         .with_state(Arc::new(state))
 }
