@@ -19,4 +19,22 @@ async fn a_killed_broker_takes_down_its_own_clients_only() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_leaves_stops_its_generation_and_frees_its_places() {
     passes("cancel").await;
+
+async fn whatever_a_model_server_does_its_calls_stay_within_the_budget() {
+    passes("retries").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_server_that_goes_away_is_left_alone_until_it_is_back() {
+    passes("breaker").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slots_follow_the_model_servers_own_line() {
+    passes("slots-auto").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_worker_takes_load_at_once() {
+    passes("scale-out").await;
 }

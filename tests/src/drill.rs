@@ -5,6 +5,8 @@
 //! a file `drill/<name>.rs` with `async fn run(size: Size) -> Report`, an entry in [`ALL`], and a test of its short
 //! form in `tests/drills/main.rs`.
 
+pub mod asking;
+mod breaker;
 mod broker_kill;
 mod cancel;
 pub mod checker;
@@ -13,6 +15,9 @@ pub mod kind;
 pub mod load;
 pub mod random;
 pub mod report;
+mod retries;
+mod scale_out;
+mod slots_auto;
 mod worker_kill;
 
 use std::time::Duration;
@@ -68,6 +73,24 @@ pub const ALL: &[Drill] = &[
         name: "cancel",
         shows: "a client that leaves, in whichever state, stops its generation at once and frees its places",
         run: |size| cancel::run(size).boxed_local(),
+        name: "retries",
+        shows: "whatever a model server does: the right answer or an honest failure, within one budget of calls",
+        run: |size| retries::run(size).boxed_local(),
+    },
+    Drill {
+        name: "breaker",
+        shows: "a model server that goes away is left alone, and gets work again soon after it is back",
+        run: |size| breaker::run(size).boxed_local(),
+    },
+    Drill {
+        name: "slots-auto",
+        shows: "slots follow the model server's own line: it stays short, and the server busy",
+        run: |size| slots_auto::run(size).boxed_local(),
+    },
+    Drill {
+        name: "scale-out",
+        shows: "a second worker takes load within a second of its start",
+        run: |size| scale_out::run(size).boxed_local(),
     },
 ];
 

@@ -209,6 +209,8 @@ impl Lines {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn lines(slots: usize) -> Lines {
@@ -273,6 +275,58 @@ mod tests {
             tokio::time::sleep_until(until).await;
             assert_eq!(lines.plan(|_| 1, Instant::now()).len(), 1);
             assert!(!lines.refused(0, Pull::Waiting, Instant::now()), "said once");
+        }
+    }
+
+    proptest! {
+        /// A server under any load: pulls never go beyond a line's room, probes never beyond the free slots, and
+        /// whatever waits is served in the end.
+        #[test]
+        fn no_line_starves_and_no_pull_goes_beyond_the_room(
+            slots in 1..12_usize,
+            queued in proptest::collection::vec(0..60_u64, 2),
+            holds in 1..6_usize,
+        ) {
+            let mut lines = lines(slots);
+            let now = Instant::now();
+            let mut left = queued.clone();
+            let mut running: Vec<usize> = Vec::new();
+            let mut waiting: Vec<(usize, Pull)> = Vec::new();
+            let mut turns = 0;
+            while left.iter().sum::<u64>() > 0 {
+                turns += 1;
+                prop_assert!(turns < 2000, "something waits for ever: {left:?}");
+                running.iter_mut().for_each(|time| *time -= 1);
+                running.retain(|time| *time > 0);
+                let free = slots - running.len();
+                for (index, pull) in lines.plan(|_| free, now) {
+                    waiting.push((index, pull));
+                }
+                let probes = waiting.iter().filter(|(_, pull)| *pull == Pull::Probe).count();
+                prop_assert!(probes <= slots);
+                for index in 0..2 {
+                    let of_line = waiting.iter().filter(|(line, _)| *line == index).count();
+                    prop_assert!(of_line <= slots, "{of_line} pulls of line {index}");
+                }
+                let mut kept = Vec::new();
+                for (index, pull) in std::mem::take(&mut waiting) {
+                    if left[index] > 0 {
+                        left[index] -= 1;
+                        lines.delivered(index, Some(pull), left[index]);
+                        if running.len() < slots {
+                            running.push(holds);
+                        } else {
+                            left[index] += 1;
+                            lines.handed_back(index);
+                        }
+                    } else if pull == Pull::Probe {
+                        lines.empty(index, pull);
+                    } else {
+                        kept.push((index, pull));
+                    }
+                }
+                waiting = kept;
+            }
         }
     }
 }

@@ -52,6 +52,18 @@ impl Call {
         }
     }
 
+    /// The same call once more.
+    ///
+    /// # Panics
+    /// Never: no body is a stream.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        Self {
+            builder: self.builder.try_clone().expect("a body that is all there"),
+            what: self.what.clone(),
+        }
+    }
+
     /// With one more header.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.builder = self.builder.header(name, value);
