@@ -25,11 +25,6 @@ async fn whatever_a_model_server_does_its_calls_stay_within_the_budget() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_model_server_that_goes_away_is_left_alone_until_it_is_back() {
-    passes("breaker").await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slots_follow_the_model_servers_own_line() {
     passes("slots-auto").await;
 }
