@@ -19,7 +19,9 @@ async fn a_killed_broker_takes_down_its_own_clients_only() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_leaves_stops_its_generation_and_frees_its_places() {
     passes("cancel").await;
+}
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_a_model_server_does_its_calls_stay_within_the_budget() {
     passes("retries").await;
 }

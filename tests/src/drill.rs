@@ -73,6 +73,8 @@ pub const ALL: &[Drill] = &[
         name: "cancel",
         shows: "a client that leaves, in whichever state, stops its generation at once and frees its places",
         run: |size| cancel::run(size).boxed_local(),
+    },
+    Drill {
         name: "retries",
         shows: "whatever a model server does: the right answer or an honest failure, within one budget of calls",
         run: |size| retries::run(size).boxed_local(),
