@@ -12,6 +12,7 @@ pub mod inflight;
 pub mod publish;
 pub mod replies;
 pub mod send;
+pub mod storing;
 pub mod supersede;
 pub mod watch;
 
@@ -31,6 +32,7 @@ use crate::metrics::Metrics;
 use chores::Chore;
 use dead::Outgoing;
 use inflight::{InFlight, Stop, Todo};
+use storing::Storing;
 use supersede::Latest;
 
 /// Shards of the table of open requests.
@@ -52,6 +54,8 @@ struct Inner {
     latest: Latest,
     chores: mpsc::Sender<Chore>,
     letters: mpsc::Sender<Outgoing>,
+    queue_stores: Storing,
+    audit_stores: Storing,
 }
 
 /// What a dispatch works with.
@@ -69,6 +73,10 @@ pub struct Parts {
     pub admission: Admission,
     /// Counters.
     pub metrics: Metrics,
+    /// Whether the live stream stores requests.
+    pub queue_stores: Storing,
+    /// Whether the audit stream stores records.
+    pub audit_stores: Storing,
 }
 
 impl Dispatch {
@@ -84,6 +92,8 @@ impl Dispatch {
             queue,
             admission,
             metrics,
+            queue_stores,
+            audit_stores,
         } = parts;
         let inner = Inner {
             broker,
@@ -96,6 +106,8 @@ impl Dispatch {
             latest: Latest::default(),
             chores: sender,
             letters,
+            queue_stores,
+            audit_stores,
         };
         (Self(Arc::new(inner)), receiver, outgoing)
     }

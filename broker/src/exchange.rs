@@ -71,6 +71,7 @@ impl Exchange {
                 )
             });
         }
+        self.dispatch.gate()?;
         match &feature.model {
             Some(model) => self.admission.check(caller.into(), feature, model),
             None => self.any_of(caller, feature, table.nameable(caller, feature)),

@@ -25,6 +25,7 @@ use crate::api::{self, ApiState};
 use crate::audit::{AuditLog, sink, sweeper, writer};
 use crate::auth::{AuthConfig, Authenticator};
 use crate::config::{Config, QueueConfig};
+use crate::dispatch::storing::{self, Storing};
 use crate::dispatch::{self, Dispatch, Parts, chores, claims, dead, replies, supersede, watch};
 use crate::exchange::Exchange;
 use crate::fleet::{self, Fleet};
@@ -97,6 +98,8 @@ pub async fn run(
     let readiness = Readiness::new();
     let configured = readiness.latch("configuration not loaded");
     let connected = readiness.condition("no connection to NATS");
+    let [queue_stores, audit_stores] = ["NATS does not store requests", "NATS does not store audit records"]
+        .map(|what| Storing::new(Some(readiness.condition(what))));
     let operations_end = serve_operations(operations, &registry, &readiness);
 
     let keys = read_keys(&config.seal_keys_file)?;
@@ -110,8 +113,8 @@ pub async fn run(
     let admission = Admission::new(fleet.clone());
     // Begins when nothing is to be said any more; what was said still leaves.
     let closing = Shutdown::new();
-    let (audit_sink, audit_task) =
-        sink::sink(nats.clone(), metrics.clone(), shutdown.clone(), closing.clone());
+    let outlets = (nats.clone(), metrics.clone(), audit_stores.clone());
+    let (audit_sink, audit_task) = sink::sink(outlets, shutdown.clone(), closing.clone());
     let audit_done = tokio::spawn(audit_task);
     let audit = AuditLog::new(&config.name, audit_sink.clone(), metrics.clone());
     let parts = Parts {
@@ -121,6 +124,8 @@ pub async fn run(
         queue: config.queue,
         admission: admission.clone(),
         metrics: metrics.clone(),
+        queue_stores,
+        audit_stores,
     };
     let (dispatch, chore_queue, letters) = Dispatch::new(parts);
     let chores_done = tokio::spawn(chores::run(chore_queue, nats.clone(), closing.clone()));
@@ -268,6 +273,7 @@ fn watch_queue(
     );
     let topology = keep::topology(nats.clone(), queue, routing.clone(), missing, background.clone());
     background.spawn("depths", depths);
+    background.spawn("storing", storing::probe(dispatch.clone(), background.clone()));
     background.spawn("topology", topology);
 }
 

@@ -17,6 +17,7 @@ use duo_broker::api::{self, ApiState};
 use duo_broker::audit::{AuditLog, sink};
 use duo_broker::auth::{AuthConfig, Authenticator, install_crypto};
 use duo_broker::config::QueueConfig;
+use duo_broker::dispatch::storing::Storing;
 use duo_broker::dispatch::{Dispatch, Parts};
 use duo_broker::exchange::Exchange;
 use duo_broker::fleet::Fleet;
@@ -53,7 +54,11 @@ async fn app() -> Router {
     let database = servers::Database::create().await;
     let registry = prometheus::Registry::new();
     let metrics = Metrics::new(&registry);
-    let (audit_sink, written) = sink::sink(nats.clone(), metrics.clone(), Shutdown::new(), Shutdown::new());
+    let (audit_sink, written) = sink::sink(
+        (nats.clone(), metrics.clone(), Storing::new(None)),
+        Shutdown::new(),
+        Shutdown::new(),
+    );
     tokio::spawn(written);
     let audit = AuditLog::new("test", audit_sink, metrics.clone());
     let admission = Admission::new(Fleet::new());
@@ -72,6 +77,8 @@ async fn app() -> Router {
         queue,
         admission: admission.clone(),
         metrics,
+        queue_stores: Storing::new(None),
+        audit_stores: Storing::new(None),
     };
     let (dispatch, _chores, _letters) = Dispatch::new(parts);
     let (_routing_sink, routing) = routing::routing();

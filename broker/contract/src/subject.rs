@@ -85,6 +85,12 @@ pub fn pull(stream: &str, consumer: &str) -> String {
     format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}")
 }
 
+/// What a broker publishes into the live stream to learn whether it stores anything; no consumer takes it.
+#[must_use]
+pub fn probe(broker: &str) -> String {
+    format!("duo.requests.probe.{broker}")
+}
+
 /// Reply subject of one request, held by one broker.
 #[must_use]
 pub fn reply(broker: &str, request: Uuid) -> String {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
@@ -17,6 +17,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 
 use crate::dispatch::publish;
+use crate::dispatch::storing::Storing;
 use crate::metrics::Metrics;
 
 /// Records that may wait for NATS.
@@ -32,6 +33,8 @@ const DROPS_PER_LINE: u64 = 1000;
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often [`AuditSink::flushed`] looks.
 const FLUSH_LOOK: Duration = Duration::from_millis(10);
+/// A record that NATS has not acknowledged for so long shows that it does not store any.
+const PATIENCE: Duration = Duration::from_millis(4500);
 
 /// Where terminal records go. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -84,8 +87,7 @@ pub(crate) fn message_id(record: &AuditRecord) -> String {
 /// A sink and the task that empties it. Run the task until the sink's last
 /// clone is gone or `closing` begins; it ends when everything is written.
 pub fn sink(
-    nats: Nats,
-    metrics: Metrics,
+    (nats, metrics, stores): (Nats, Metrics, Storing),
     shutdown: Shutdown,
     closing: Shutdown,
 ) -> (AuditSink, impl Future<Output = ()> + Send) {
@@ -100,6 +102,7 @@ pub fn sink(
         nats,
         sink.metrics.clone(),
         Arc::clone(&sink.progress),
+        stores,
         shutdown,
         closing,
     );
@@ -191,6 +194,7 @@ async fn drain(
     nats: Nats,
     metrics: Metrics,
     progress: Arc<Progress>,
+    stores: Storing,
     shutdown: Shutdown,
     closing: Shutdown,
 ) {
@@ -207,7 +211,7 @@ async fn drain(
                 Some(record) => {
                     received += 1;
                     let number = received;
-                    let stored = store(&nats, record, &shutdown);
+                    let stored = store(&nats, record, &stores, &shutdown);
                     under_way.push(async move {
                         stored.await;
                         number
@@ -244,15 +248,19 @@ impl Settled {
 }
 
 /// Publishes until NATS has acknowledged; only the end of the process stops it.
-async fn store(nats: &Nats, record: Outgoing, shutdown: &Shutdown) {
+async fn store(nats: &Nats, record: Outgoing, stores: &Storing, shutdown: &Shutdown) {
     let pause = RetryPolicy::try_new(Duration::from_millis(50), Duration::from_secs(2), u32::MAX)
         .expect("the constants are in order");
+    let began = Instant::now();
     let mut attempt = 1;
     loop {
         match once(nats, &record).await {
-            Ok(()) => return,
+            Ok(()) => return stores.answered(),
             Err(error) => {
                 tracing::debug!(error = %error, attempt, "an audit record was not acknowledged; sending it again");
+                if began.elapsed() >= PATIENCE {
+                    stores.silent();
+                }
             }
         }
         tokio::select! {

@@ -19,6 +19,7 @@ use serde::Deserialize;
 use super::Dispatch;
 use super::inflight::{InFlight, Rules, Stop, Task, message_id};
 use super::publish::{self, PublishError};
+use super::storing::Storing;
 use crate::admission::Place;
 use crate::audit::{OpenRecord, sink};
 use crate::caller::{Caller, PERSON_LIMIT};
@@ -26,9 +27,10 @@ use crate::request::{ExchangeError, ReplyEvent, RoutedRequest, Work};
 
 /// One publish may take this long before it is sent again under the same id.
 const ACK_TIMEOUT: Duration = Duration::from_secs(2);
-/// A request is refused when NATS has not acknowledged it for so long; a
-/// restart of the server is over well before.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// A request is refused when NATS has not acknowledged it for so long: its
+/// client is to know within five seconds. A restart of the server is over well
+/// before, and often the election of a stream's new leader.
+const PATIENCE: Duration = Duration::from_millis(4500);
 /// Shards of a service client's limit that are tried before it is refused.
 const SHARD_TRIES: usize = 3;
 
@@ -99,6 +101,20 @@ impl Drop for Reply {
 }
 
 impl Dispatch {
+    /// Lets nothing pass while the queue or the audit log has stored nothing for long.
+    ///
+    /// # Errors
+    /// The queue or the audit log is unavailable.
+    pub fn gate(&self) -> Result<(), ExchangeError> {
+        if self.0.queue_stores.is_shut() {
+            return Err(queue_unavailable());
+        }
+        if self.0.audit_stores.is_shut() {
+            return Err(audit_unavailable());
+        }
+        Ok(())
+    }
+
     /// Publishes a request and its admitted record together; comes back when
     /// both are acknowledged.
     ///
@@ -184,7 +200,7 @@ impl Dispatch {
         queued?;
         audited.map_err(|error| {
             tracing::warn!(error = %error, "the admitted record was not acknowledged; the request is refused");
-            unavailable("audit_unavailable", "the audit log cannot take a record just now; try again")
+            audit_unavailable()
         })?;
         Ok(())
     }
@@ -199,8 +215,10 @@ impl Dispatch {
             headers,
             payload: record.encode(),
         };
-        self.persist(&subject::audit(record.kind.as_str()), &message, by, None)
-            .await
+        let subject = subject::audit(record.kind.as_str());
+        let stored = self.persist(&subject, &message, by, None).await;
+        note(&self.0.audit_stores, &stored);
+        stored
     }
 
     async fn store_request(
@@ -215,7 +233,9 @@ impl Dispatch {
         let mut refused = None;
         for key in keys(caller) {
             let subject = subject::request(head.lane, &head.feature, &head.model, &key);
-            match self.persist(&subject, &message, by, Some(inflight)).await {
+            let stored = self.persist(&subject, &message, by, Some(inflight)).await;
+            note(&self.0.queue_stores, &stored);
+            match stored {
                 Ok(sequence) => {
                     let todo = inflight.stored(1, sequence);
                     self.follow_up(inflight, todo);
@@ -230,10 +250,7 @@ impl Dispatch {
                             "too_large",
                             "the request is larger than the queue takes",
                         ),
-                        _ => unavailable(
-                            "queue_unavailable",
-                            "the queue cannot take requests just now; try again",
-                        ),
+                        _ => queue_unavailable(),
                     });
                 }
             }
@@ -393,6 +410,28 @@ impl Drop for Unanswered<'_> {
             }
         });
     }
+}
+
+/// What an answer to a publish, or none in all its patience, says of its stream.
+fn note(storing: &Storing, stored: &Result<u64, PublishError>) {
+    match stored {
+        Err(error) if error.is_passing() => storing.silent(),
+        _ => storing.answered(),
+    }
+}
+
+fn queue_unavailable() -> ExchangeError {
+    unavailable(
+        "queue_unavailable",
+        "the queue cannot take requests just now; try again",
+    )
+}
+
+fn audit_unavailable() -> ExchangeError {
+    unavailable(
+        "audit_unavailable",
+        "the audit log cannot take a record just now; try again",
+    )
 }
 
 fn unavailable(reason: &'static str, message: &str) -> ExchangeError {
