@@ -98,8 +98,7 @@ pub async fn run(
     let readiness = Readiness::new();
     let configured = readiness.latch("configuration not loaded");
     let connected = readiness.condition("no connection to NATS");
-    let [queue_stores, audit_stores] = ["NATS does not store requests", "NATS does not store audit records"]
-        .map(|what| Storing::new(Some(readiness.condition(what))));
+    let (queue_stores, audit_stores) = stores(&readiness);
     let operations_end = serve_operations(operations, &registry, &readiness);
 
     let keys = read_keys(&config.seal_keys_file)?;
@@ -227,6 +226,15 @@ async fn wind_down(nats: &Nats, last_words: [tokio::task::JoinHandle<()>; 3], ba
     if flushed.is_err() {
         tracing::error!("some audit records did not reach NATS in time; the sweeper will close them");
     }
+}
+
+/// Whether NATS stores requests and audit records, as readiness tells.
+fn stores(readiness: &Readiness) -> (Storing, Storing) {
+    let stores = |what| Storing::new(Some(readiness.condition(what)));
+    (
+        stores("NATS does not store requests"),
+        stores("NATS does not store audit records"),
+    )
 }
 
 /// The operations port answers from the start, so that a slow start can be seen.

@@ -35,3 +35,38 @@ async fn slots_follow_the_model_servers_own_line() {
 async fn a_second_worker_takes_load_at_once() {
     passes("scale-out").await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nats_server_restarts_lose_nothing() {
+    passes("nats-restart").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leaders_may_hand_over() {
+    passes("nats-leader-change").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_quorum_everybody_is_told_and_it_heals() {
+    passes("nats-two-down").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_stream_costs_seconds() {
+    passes("stream-deleted").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deleted_consumers_cost_seconds() {
+    passes("consumer-deleted").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_is_told_and_loses_nothing() {
+    passes("disk-full").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_from_earlier_costs_seconds() {
+    passes("store-restored").await;
+}

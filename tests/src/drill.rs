@@ -10,14 +10,22 @@ mod breaker;
 mod broker_kill;
 mod cancel;
 pub mod checker;
+mod disk_full;
 pub mod history;
 pub mod kind;
 pub mod load;
+mod nats_cluster;
+mod nats_deleted;
+mod nats_server;
+mod partition;
+mod queue_trouble;
 pub mod random;
 pub mod report;
 mod retries;
 mod scale_out;
 mod slots_auto;
+mod slow_reader;
+mod store_restored;
 mod worker_kill;
 
 use std::time::Duration;
@@ -93,6 +101,86 @@ pub const ALL: &[Drill] = &[
         name: "scale-out",
         shows: "a second worker takes load within a second of its start",
         run: |size| scale_out::run(size).boxed_local(),
+    },
+    Drill {
+        name: "nats-restart",
+        shows: "a nats-server that is killed and started again loses nothing",
+        run: |size| nats_server::restart(size).boxed_local(),
+    },
+    Drill {
+        name: "nats-pause",
+        shows: "a nats-server that stands still holds work up and loses nothing",
+        run: |size| nats_server::pause(size).boxed_local(),
+    },
+    Drill {
+        name: "nats-leader-kill",
+        shows: "the streams' leader dies: another is elected, nothing is lost",
+        run: |size| nats_cluster::leader_kill(size).boxed_local(),
+    },
+    Drill {
+        name: "nats-leader-pause",
+        shows: "the streams' leader stands still: another is elected, nothing is lost",
+        run: |size| nats_cluster::leader_pause(size).boxed_local(),
+    },
+    Drill {
+        name: "nats-server-pause",
+        shows: "each server of a cluster stands still in turn, the one that programs are connected to too",
+        run: |size| nats_cluster::server_pause(size).boxed_local(),
+    },
+    Drill {
+        name: "nats-leader-change",
+        shows: "leaders hand over again and again, and nobody notices",
+        run: |size| nats_cluster::leader_change(size).boxed_local(),
+    },
+    Drill {
+        name: "nats-two-down",
+        shows: "without a quorum everybody is told within five seconds, and it heals alone",
+        run: |size| nats_cluster::two_down(size).boxed_local(),
+    },
+    Drill {
+        name: "stream-deleted",
+        shows: "a deleted stream is made again and its requests are published again",
+        run: |size| nats_deleted::stream(size).boxed_local(),
+    },
+    Drill {
+        name: "consumer-deleted",
+        shows: "deleted consumers are made again",
+        run: |size| nats_deleted::consumer(size).boxed_local(),
+    },
+    Drill {
+        name: "disk-full",
+        shows: "a full disk is told at once and loses nothing; takes root, for a small tmpfs",
+        run: |size| disk_full::run(size).boxed_local(),
+    },
+    Drill {
+        name: "partition-worker",
+        shows: "a worker cut off from NATS is replaced, and changes nothing later",
+        run: |size| partition::worker(size).boxed_local(),
+    },
+    Drill {
+        name: "partition-broker",
+        shows: "a broker cut off from NATS tells its clients, and goes on when it is back",
+        run: |size| partition::broker(size).boxed_local(),
+    },
+    Drill {
+        name: "slow-network",
+        shows: "200 ms and late packets between broker and NATS make it slower and nothing else",
+        run: |size| partition::far(size).boxed_local(),
+    },
+    Drill {
+        name: "store-restored",
+        shows: "the store comes back as it was earlier: requests under way are published again",
+        run: |size| store_restored::restored(size).boxed_local(),
+    },
+    Drill {
+        name: "store-damaged",
+        shows: "damaged blocks of the live stream cost nothing",
+        run: |size| store_restored::damaged(size).boxed_local(),
+    },
+    Drill {
+        name: "slow-reader",
+        shows: "clients that stop reading cost bounded memory and no GPU, and nobody else notices",
+        run: |size| slow_reader::run(size).boxed_local(),
     },
 ];
 

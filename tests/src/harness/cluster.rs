@@ -296,6 +296,17 @@ impl Cluster {
         self.metrics_at(&self.workers[number].1).await
     }
 
+    /// What `/readyz` of the first broker says: `ok`, or what stands in the way.
+    ///
+    /// # Errors
+    /// The broker does not answer.
+    pub async fn readiness(&self) -> Result<String, String> {
+        let url = format!("http://{}/readyz", self.operations);
+        let answer = self.http.get(url).send().await;
+        let answer = answer.map_err(|error| error.to_string())?;
+        answer.text().await.map_err(|error| error.to_string())
+    }
+
     async fn metrics_at(&self, at: &str) -> Result<String, String> {
         let answer = self.http.get(format!("http://{at}/metrics")).send().await;
         let answer = answer.map_err(|error| error.to_string())?;
