@@ -70,3 +70,8 @@ async fn a_full_disk_is_told_and_loses_nothing() {
 async fn a_store_from_earlier_costs_seconds() {
     passes("store-restored").await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_real_servers_answers_are_exact_after_their_workers_were_killed() {
+    passes("real-cuts").await;
+}

@@ -20,6 +20,7 @@ mod nats_server;
 mod partition;
 mod queue_trouble;
 pub mod random;
+pub mod real_cuts;
 pub mod report;
 mod retries;
 mod scale_out;
@@ -32,6 +33,8 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::LocalBoxFuture;
+
+use crate::harness::model_server;
 
 pub use checker::Checker;
 pub use history::{Asked, End, History, Strike};
@@ -63,6 +66,10 @@ pub struct Size {
     pub faults: Option<u64>,
     /// How many of them are kills, if it was asked for; only the mix looks at it.
     pub kills: Option<u64>,
+    /// Which real model server; only `real-cuts` looks at it.
+    pub model_server: model_server::Kind,
+    /// How many cuts, if it was asked for; only `real-cuts` looks at it.
+    pub cuts: Option<u64>,
 }
 
 /// Every drill, in the order in which `all` runs them.
@@ -184,9 +191,16 @@ pub const ALL: &[Drill] = &[
     },
 ];
 
+/// Drills that need more than this repository, and are run by their names alone.
+pub const ASIDE: &[Drill] = &[Drill {
+    name: "real-cuts",
+    shows: "answers of a real model server, cut by killed workers, are token for token what they would have been",
+    run: |size| real_cuts::run(size).boxed_local(),
+}];
+
 /// The drill of this name.
 pub fn find(name: &str) -> Option<&'static Drill> {
-    ALL.iter().find(|drill| drill.name == name)
+    ALL.iter().chain(ASIDE).find(|drill| drill.name == name)
 }
 
 impl Size {
@@ -198,6 +212,8 @@ impl Size {
             short: true,
             faults: None,
             kills: None,
+            model_server: model_server::Kind::default(),
+            cuts: None,
         }
     }
 

@@ -8,6 +8,7 @@
 pub mod balancer;
 pub mod client;
 pub mod cluster;
+pub mod model_server;
 pub mod nats;
 pub mod postgres;
 pub mod program;

@@ -20,9 +20,10 @@ use uuid::Uuid;
 
 use crate::claim;
 use crate::delivery::{Ack, Delivery};
+use crate::model_server::continuation::Continued;
 use crate::model_server::facts::Facts;
 use crate::model_server::openai::{AnswerStream, Step};
-use crate::model_server::{Allowance, Answer, Call, Called, Fault, ModelServer, Spent, continuation};
+use crate::model_server::{Allowance, Answer, Call, Called, Fault, ModelServer, Spent};
 use crate::outcome::Outcome;
 use crate::reply::{Ended, Reply, ReplyError};
 use crate::running::Stop;
@@ -31,6 +32,8 @@ use crate::startup::Worker;
 
 /// Progress is reported this often within a lease.
 const REPORTS_PER_LEASE: u32 = 3;
+/// How long a model server may take to go on with an answer that another one began.
+const NEXT_WITHIN: Duration = Duration::from_secs(30);
 /// How long the owner of a handed-back request may take to say that it knows.
 const LEAVE_WAIT: Duration = Duration::from_secs(1);
 
@@ -276,7 +279,7 @@ impl Attempt<'_> {
             ClaimReply::Continue { attempt, have } => {
                 drop(early);
                 self.reply.open(attempt);
-                let called = self.call_on(body, &have).await;
+                let called = self.call_after(body, &have).await;
                 self.answer(called, slot).await
             }
             ClaimReply::Busy { delay_ms } => Outcome::HandedBack(Duration::from_millis(delay_ms)),
@@ -302,15 +305,32 @@ impl Attempt<'_> {
         verdict
     }
 
-    async fn call(&self, body: &[u8]) -> Result<Called, Failure> {
+    async fn call(&self, body: &Bytes) -> Result<Called, Failure> {
+        let whole = Continued::from_the_start(self.head.endpoint, body.clone());
+        self.call_for(whole, instant(self.head.first_byte_by_ms)).await
+    }
+
+    async fn call_after(&self, body: &Bytes, have: &Have) -> Result<Called, Failure> {
+        let head = self.head;
+        let rest = self.server.continued(&head.model, head.endpoint, body, have);
+        // The client has its first byte; this is about how long it may wait for the next.
+        self.call_for(rest.await?, Instant::now() + NEXT_WITHIN).await
+    }
+
+    async fn call_for(&self, wanted: Continued, first_by: Instant) -> Result<Called, Failure> {
         let engine = self.server.kind.as_str();
         let in_flight = InFlight::new(self.worker.metrics.inferences(engine, self.head.model.as_str()));
+        let (body, hide_ids) = self
+            .server
+            .body(&self.head.model, &wanted.body, self.head.stream)?;
         let call = Call {
-            endpoint: self.head.endpoint,
+            endpoint: wanted.endpoint,
             stream: self.head.stream,
-            body: self.server.body(&self.head.model, body)?,
+            body,
+            hide_ids,
+            seam: wanted.seam,
             traceparent: trace::child(self.head.traceparent.as_deref()),
-            first_by: instant(self.head.first_byte_by_ms),
+            first_by,
             end_by: instant(self.head.end_by_ms),
             allowance: self.allowance.clone(),
             spent: self.spent.clone(),
@@ -318,11 +338,6 @@ impl Attempt<'_> {
         let mut called = self.server.call(&call).await;
         called.in_flight = Some(in_flight);
         Ok(called)
-    }
-
-    async fn call_on(&self, body: &[u8], have: &Have) -> Result<Called, Failure> {
-        let body = continuation::continued(self.server.kind, self.head.endpoint, body, have)?;
-        self.call(&body).await
     }
 
     /// Sends the answer; the slot is free as soon as the model server is done.
@@ -364,7 +379,7 @@ impl Attempt<'_> {
                 match ended {
                     Ok(last) => {
                         self.server.ended_well();
-                        let facts = stream.facts().clone();
+                        let facts = stream.facts();
                         // The owner need not wait for the connection to be ready again.
                         tokio::join!(self.done(&times, &facts, last), stream.recycle()).0
                     }
@@ -384,9 +399,9 @@ impl Attempt<'_> {
     async fn forward(&self, stream: &mut AnswerStream) -> Result<Bytes, Fault> {
         loop {
             match stream.next().await? {
-                Step::Chunks(chunks) => self
+                Step::Chunks(lines) => self
                     .reply
-                    .chunks(chunks)
+                    .chunks(lines)
                     .await
                     .map_err(|error| unsendable(&error))?,
                 Step::End(last) => return Ok(last),

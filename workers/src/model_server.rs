@@ -20,11 +20,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use duo_contract::claim::Have;
 use duo_contract::envelope::Endpoint;
 use duo_contract::failure::{Failure, FailureKind, RetryRule};
 use duo_contract::name::ModelName;
 use duo_contract::presence::BreakerState;
 use duo_process::retry::RetryPolicy;
+use memchr::memmem;
 use tokio::time::Instant;
 
 use crate::config::{CallConfig, ServerConfig, ServerKind};
@@ -33,6 +35,7 @@ use crate::slots::SlotPool;
 use crate::slots::auto::Bounds;
 pub use allowance::Allowance;
 use breaker::Breaker;
+use continuation::{Continued, Seam};
 use facts::Facts;
 use openai::{AnswerStream, Http};
 
@@ -71,7 +74,12 @@ struct Served {
     served_as: Box<str>,
     /// `{"model":"…"`, which goes before the body's own members.
     opening: Box<[u8]>,
+    /// The same, asking for token ids.
+    opening_with_ids: Box<[u8]>,
 }
+
+/// The member that asks for token ids.
+const RETURN_TOKEN_IDS: &str = "\"return_token_ids\"";
 
 /// Tokens that the answer under way has cost so far, for whoever stops it. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -99,6 +107,10 @@ pub struct Call {
     pub stream: bool,
     /// The whole body, model name included.
     pub body: Bytes,
+    /// Only the worker asked for the token ids in the answer.
+    pub hide_ids: bool,
+    /// Where the answer goes on after an earlier attempt's.
+    pub seam: Option<Seam>,
     /// Trace context of this call.
     pub traceparent: String,
     /// The first data has to come by then.
@@ -232,22 +244,49 @@ impl ModelServer {
 
     /// Puts the name that the server knows `model` by before the members of
     /// `body`, which is an object without one; nothing else of it is read.
+    /// A stream of a server that can give token ids is asked for them, unless
+    /// the body has a word on that itself; whether it is comes back too.
     ///
     /// # Errors
     /// The server does not serve the model, or the body is no object.
-    pub fn body(&self, model: &ModelName, body: &[u8]) -> Result<Bytes, Failure> {
-        let served = self
-            .models
-            .iter()
-            .find(|served| served.model == *model)
-            .ok_or_else(|| {
-                Failure::new(
-                    FailureKind::ModelUnavailable,
-                    "this worker does not serve the model",
-                )
-            })?;
-        splice(&served.opening, body)
-            .ok_or_else(|| Failure::new(FailureKind::Internal, "the request's body is not a JSON object"))
+    pub fn body(&self, model: &ModelName, body: &[u8], stream: bool) -> Result<(Bytes, bool), Failure> {
+        let served = self.find(model)?;
+        let asks = stream
+            && self.kind == ServerKind::Vllm
+            && memmem::find(body, RETURN_TOKEN_IDS.as_bytes()).is_none();
+        let opening = if asks {
+            &served.opening_with_ids
+        } else {
+            &served.opening
+        };
+        let body = splice(opening, body)
+            .ok_or_else(|| Failure::new(FailureKind::Internal, "the request's body is not a JSON object"))?;
+        Ok((body, asks))
+    }
+
+    /// The call that continues an answer after what the client already has.
+    ///
+    /// # Errors
+    /// The server or the request cannot be continued.
+    pub async fn continued(
+        &self,
+        model: &ModelName,
+        endpoint: Endpoint,
+        body: &Bytes,
+        have: &Have,
+    ) -> Result<Continued, Failure> {
+        let served_as = &self.find(model)?.served_as;
+        continuation::continued(&self.http, served_as, endpoint, body, have).await
+    }
+
+    fn find(&self, model: &ModelName) -> Result<&Served, Failure> {
+        let served = self.models.iter().find(|served| served.model == *model);
+        served.ok_or_else(|| {
+            Failure::new(
+                FailureKind::ModelUnavailable,
+                "this worker does not serve the model",
+            )
+        })
     }
 
     /// Calls until an answer begins, retries are spent or time runs out.
@@ -327,10 +366,12 @@ impl Served {
     fn new(config: &crate::config::ServedConfig) -> Result<Self, serde_json::Error> {
         let mut opening = br#"{"model":"#.to_vec();
         serde_json::to_writer(&mut opening, &config.served_as)?;
+        let asking = [&opening[..], b",", RETURN_TOKEN_IDS.as_bytes(), b":true"].concat();
         Ok(Self {
             model: config.model.clone(),
             served_as: config.served_as.clone().into(),
             opening: opening.into(),
+            opening_with_ids: asking.into(),
         })
     }
 }

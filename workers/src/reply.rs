@@ -12,6 +12,8 @@ use prometheus::IntCounter;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::model_server::openai::Lines;
+
 /// How long the owner may take to answer a last frame.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pauses between two tries to hand over the last frame.
@@ -99,8 +101,12 @@ impl Reply {
     ///
     /// # Errors
     /// They are over the server's limit, or the connection is closed for good.
-    pub async fn chunks(&self, chunks: Bytes) -> Result<(), ReplyError> {
-        let Some(frame) = self.keep(FrameKind::Chunk(chunks), false) else {
+    pub async fn chunks(&self, Lines { text, tokens }: Lines) -> Result<(), ReplyError> {
+        let kind = match tokens {
+            Some(tokens) => FrameKind::Tokens(tokens, text),
+            None => FrameKind::Chunk(text),
+        };
+        let Some(frame) = self.keep(kind, false) else {
             return Ok(());
         };
         let published = self.publish(frame).await;

@@ -183,6 +183,8 @@ async fn replay(folder: &str, kind: ServerKind, name: &str, piece: usize) -> See
         endpoint,
         stream: body.contains("\"stream\":true"),
         body: body.to_owned().into(),
+        hide_ids: false,
+        seam: None,
         traceparent: String::new(),
         first_by: by,
         end_by: by,
@@ -204,10 +206,10 @@ async fn read(http: &Http, call: &Call) -> Seen {
         }
         Ok(Answer::Stream(mut stream)) => loop {
             match stream.next().await {
-                Ok(Step::Chunks(chunks)) => text += &said(&chunks),
+                Ok(Step::Chunks(lines)) => text += &said(&lines.text),
                 Ok(Step::End(chunks)) => {
                     text += &said(&chunks);
-                    break Ok(stream.facts().clone());
+                    break Ok(stream.facts());
                 }
                 Err(fault) => break Err(fault),
             }

@@ -64,12 +64,17 @@ pub struct Have {
     /// Generated token ids, where the model server gave them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_ids: Option<Vec<u32>>,
-    /// Tokens generated so far, as far as chunks tell: one for each with text.
+    /// How many of these came with the text or before it. Those behind have
+    /// shown nothing yet; of those before, a little may be held back.
     #[serde(default, skip_serializing_if = "is_zero")]
-    pub tokens: u64,
+    pub covered: usize,
+    /// Bytes of text in each chunk that had some. Their number is the tokens
+    /// generated so far as far as chunks tell.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pieces: Vec<u32>,
 }
 
-fn is_zero(count: &u64) -> bool {
+fn is_zero(count: &usize) -> bool {
     *count == 0
 }
 
@@ -131,7 +136,7 @@ mod tests {
                         text: "def ".into(),
                         prompt_token_ids: None,
                         token_ids: Some(vec![5, 9]),
-                        tokens: 0
+                        ..Have::default()
                     }
                 },
                 ClaimReply::Busy { delay_ms: 250 },
@@ -141,5 +146,20 @@ mod tests {
         for (reply, line) in replies.iter().zip(text.lines()) {
             assert_eq!(reply.encode(), line.as_bytes());
         }
+    }
+
+    #[test]
+    fn what_a_client_has_is_told_with_its_tokens() {
+        let line = include_str!("../fixtures/claim_reply_with_tokens_v1.jsonl").trim_end();
+        let reply = ClaimReply::decode(line.as_bytes()).expect("decodes");
+        let have = Have {
+            text: "def f".into(),
+            prompt_token_ids: Some(vec![1, 2]),
+            token_ids: Some(vec![5, 9, 7]),
+            covered: 2,
+            pieces: vec![4, 1],
+        };
+        assert_eq!(reply, ClaimReply::Continue { attempt: 2, have });
+        assert_eq!(reply.encode(), line.as_bytes());
     }
 }

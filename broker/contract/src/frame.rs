@@ -6,11 +6,15 @@
 //! Attempts count from 1; a heartbeat of attempt 0 is no worker's, but a
 //! question to the owner, see [`ReplyFrame::question`].
 
+mod tokens;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 use crate::claim::json_message;
 use crate::failure::Failure;
+
+pub use tokens::Tokens;
 
 const VERSION: u8 = 1;
 const HEADER: usize = 10;
@@ -32,6 +36,8 @@ pub enum FrameKind {
     /// Chunks of a stream: OpenAI chunk objects as the model server wrote
     /// them, one a line, joined by `\n`.
     Chunk(Bytes),
+    /// The same with the token ids of their text.
+    Tokens(Tokens, Bytes),
     /// Nothing yet, but the model server is at work.
     Heartbeat,
     /// The last frame of a good answer.
@@ -136,6 +142,19 @@ const CHUNK: u8 = 1;
 const HEARTBEAT: u8 = 2;
 const DONE: u8 = 3;
 const FAILED: u8 = 4;
+const TOKENS: u8 = 5;
+
+impl FrameKind {
+    /// Bytes that it keeps in memory, summaries apart.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        match self {
+            FrameKind::Chunk(bytes) | FrameKind::Done { body: bytes, .. } => bytes.len(),
+            FrameKind::Tokens(tokens, bytes) => tokens.size() + bytes.len(),
+            FrameKind::Heartbeat | FrameKind::Failed(_) => 0,
+        }
+    }
+}
 
 impl ReplyFrame {
     /// Asks an owner, as a request, whether it knows the request. It answers [`FrameAnswer::Confirmed`] while the
@@ -181,6 +200,12 @@ impl ReplyFrame {
                 bytes.put_slice(chunks);
                 bytes.freeze()
             }
+            FrameKind::Tokens(tokens, chunks) => {
+                let mut bytes = header(TOKENS, tokens.size() + chunks.len());
+                tokens.put(&mut bytes);
+                bytes.put_slice(chunks);
+                bytes.freeze()
+            }
             FrameKind::Heartbeat => header(HEARTBEAT, 0).freeze(),
             FrameKind::Done { summary, body } => {
                 let summary = serde_json::to_vec(summary).expect("a summary is plain data");
@@ -209,9 +234,10 @@ impl ReplyFrame {
         if version != VERSION {
             return Err(FrameError::Version(version));
         }
-        let rest = bytes.slice(HEADER..);
+        let mut rest = bytes.slice(HEADER..);
         let kind = match kind {
             CHUNK => FrameKind::Chunk(rest),
+            TOKENS => FrameKind::Tokens(Tokens::take(&mut rest)?, rest),
             HEARTBEAT => FrameKind::Heartbeat,
             DONE => {
                 let length = u32::from_le_bytes(*rest.first_chunk::<4>().ok_or(FrameError::Short)?);
@@ -255,6 +281,15 @@ mod tests {
     #[test]
     fn every_kind_survives_the_wire() {
         round(FrameKind::Chunk(Bytes::from_static(b"{}\n{}")));
+        round(FrameKind::Tokens(
+            Tokens {
+                prompt: vec![1, 70_000],
+                after: 5,
+                lines: vec![1, 0],
+                ids: vec![9],
+            },
+            Bytes::from_static(b"{}\n{}"),
+        ));
         round(FrameKind::Heartbeat);
         round(FrameKind::Done {
             summary: Summary {
@@ -282,6 +317,34 @@ mod tests {
             frame.kind,
             FrameKind::Chunk(Bytes::from_static(b"{\"choices\":[]}"))
         );
+    }
+
+    #[test]
+    fn a_frame_with_token_ids_keeps_its_form() {
+        let bytes = Bytes::from_static(
+            b"\x01\x05\x01\x00\x00\x00\x00\x00\x00\x00\
+            \x02\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x01\x00\x00\x00\
+            \x07\x00\x00\x00\x08\x00\x00\x00\x01\x00\x00\x00\x2a\x00\x00\x00{}",
+        );
+        let frame = ReplyFrame::decode(&bytes).expect("decodes");
+        let tokens = Tokens {
+            prompt: vec![7, 8],
+            after: 0,
+            lines: vec![1],
+            ids: vec![42],
+        };
+        assert_eq!(frame.kind, FrameKind::Tokens(tokens, Bytes::from_static(b"{}")));
+        assert_eq!(frame.encode(), bytes);
+    }
+
+    #[test]
+    fn counts_beyond_the_frame_are_refused() {
+        let mut bytes = b"\x01\x05\x01\x00\x00\x00\x00\x00\x00\x00".to_vec();
+        bytes.extend([0xff; 16]);
+        assert!(matches!(
+            ReplyFrame::decode(&bytes.into()),
+            Err(FrameError::Short)
+        ));
     }
 
     proptest! {

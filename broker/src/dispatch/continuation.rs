@@ -1,21 +1,27 @@
 //! What a client has of a streamed answer, so that a later attempt can go on
 //! after it; and one identity for chunks that several attempts have written.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use duo_contract::claim::Have;
-use duo_contract::frame::Summary;
+use duo_contract::frame::{Summary, Tokens};
 use serde::Deserialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 /// What has been received of an answer.
 #[derive(Debug)]
 pub(crate) struct Received {
     chunks: u64,
-    /// Of these, the ones with text: at most the tokens of it.
-    with_text: u64,
     text: String,
+    /// Bytes of text in each chunk that had some: at most its tokens.
+    pieces: Vec<u32>,
     prompt_token_ids: Option<Vec<u32>>,
+    /// Unless some text came without any.
     token_ids: Option<Vec<u32>>,
+    /// Of these, how many came with text or before it.
+    covered: usize,
     continuable: bool,
     /// `id` and `created` of the first chunk, which every later attempt keeps.
     identity: Option<(Value, Value)>,
@@ -27,10 +33,11 @@ impl Default for Received {
     fn default() -> Self {
         Self {
             chunks: 0,
-            with_text: 0,
             text: String::new(),
+            pieces: Vec::new(),
             prompt_token_ids: None,
             token_ids: Some(Vec::new()),
+            covered: 0,
             continuable: true,
             identity: None,
             later_attempt: false,
@@ -43,8 +50,6 @@ impl Default for Received {
 struct Chunk<'a> {
     #[serde(default, borrow)]
     choices: Vec<Choice<'a>>,
-    #[serde(default)]
-    prompt_token_ids: Option<Vec<u32>>,
 }
 
 #[derive(Deserialize)]
@@ -52,28 +57,27 @@ struct Choice<'a> {
     #[serde(default)]
     index: u32,
     #[serde(default, borrow)]
-    text: Option<std::borrow::Cow<'a, str>>,
+    text: Option<Cow<'a, str>>,
     #[serde(default, borrow)]
     delta: Option<Delta<'a>>,
     #[serde(default, borrow)]
-    logprobs: Option<&'a serde_json::value::RawValue>,
-    #[serde(default)]
-    token_ids: Option<Vec<u32>>,
-    #[serde(default)]
-    prompt_token_ids: Option<Vec<u32>>,
+    logprobs: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
 struct Delta<'a> {
     #[serde(default, borrow)]
-    content: Option<std::borrow::Cow<'a, str>>,
+    content: Option<Cow<'a, str>>,
     #[serde(default, borrow)]
-    tool_calls: Option<&'a serde_json::value::RawValue>,
+    tool_calls: Option<&'a RawValue>,
     #[serde(default, borrow)]
-    reasoning_content: Option<&'a serde_json::value::RawValue>,
+    reasoning_content: Option<&'a RawValue>,
+    /// As vLLM names it of late.
+    #[serde(default, borrow)]
+    reasoning: Option<&'a RawValue>,
 }
 
-fn is_set(value: Option<&serde_json::value::RawValue>) -> bool {
+fn is_set(value: Option<&RawValue>) -> bool {
     value.is_some_and(|value| !matches!(value.get(), "null" | "[]" | "\"\""))
 }
 
@@ -86,7 +90,7 @@ impl Received {
     /// Tokens received: by their ids where the server gives them, else one for each chunk with text.
     pub(crate) fn tokens(&self) -> u64 {
         let ids = self.token_ids.as_ref().map(Vec::len).filter(|n| *n > 0);
-        ids.and_then(|n| u64::try_from(n).ok()).unwrap_or(self.with_text)
+        u64::try_from(ids.unwrap_or(self.pieces.len())).unwrap_or(u64::MAX)
     }
 
     /// Tokens that attempts before the current one have generated.
@@ -94,21 +98,24 @@ impl Received {
         self.earlier_tokens
     }
 
-    /// Can another attempt go on after what there is?
+    /// Can another attempt go on after what there is? Whether its model server can, the worker knows.
     pub(crate) fn can_continue(&self) -> bool {
-        self.continuable && !self.text.ends_with(char::is_whitespace)
+        self.continuable
     }
 
     /// What a successor is to be told, if there is anything.
     pub(crate) fn have(&self) -> Option<Have> {
-        (!self.is_empty()).then(|| Have {
+        if self.is_empty() {
+            return None;
+        }
+        let ids = self.prompt_token_ids.as_ref().zip(self.token_ids.as_ref());
+        let ids = ids.filter(|(_, generated)| !generated.is_empty());
+        Some(Have {
             text: self.text.clone(),
-            prompt_token_ids: self.prompt_token_ids.clone(),
-            token_ids: self
-                .token_ids
-                .clone()
-                .filter(|ids| !ids.is_empty() && self.prompt_token_ids.is_some()),
-            tokens: self.with_text,
+            prompt_token_ids: ids.map(|(prompt, _)| prompt.clone()),
+            token_ids: ids.map(|(_, generated)| generated.clone()),
+            covered: ids.map_or(0, |_| self.covered),
+            pieces: self.pieces.clone(),
         })
     }
 
@@ -127,10 +134,18 @@ impl Received {
         }
     }
 
-    /// Takes the lines of a chunk frame; what the client is to get of them.
-    pub(crate) fn take(&mut self, lines: Bytes) -> Bytes {
+    /// Takes the lines of a chunk frame and their token ids, where they are known; what the client is to get of them.
+    pub(crate) fn take(&mut self, lines: Bytes, tokens: Option<&Tokens>) -> Bytes {
+        if let Some(tokens) = tokens.filter(|tokens| !tokens.prompt.is_empty()) {
+            self.prompt_token_ids = Some(tokens.prompt.clone());
+            let ids = self.token_ids.get_or_insert_default();
+            ids.truncate(usize::try_from(tokens.after).unwrap_or(usize::MAX));
+            self.earlier_tokens = tokens.after.into();
+            self.covered = self.covered.min(ids.len());
+        }
+        let mut ids = tokens.map(Tokens::by_line);
         for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-            self.note(line);
+            self.note(line, ids.as_mut().and_then(Iterator::next));
         }
         if self.later_attempt {
             self.rewrite(&lines)
@@ -139,7 +154,7 @@ impl Received {
         }
     }
 
-    fn note(&mut self, line: &[u8]) {
+    fn note(&mut self, line: &[u8], ids: Option<&[u32]>) {
         let Ok(chunk) = serde_json::from_slice::<Chunk<'_>>(line) else {
             self.continuable = false;
             self.chunks += 1;
@@ -152,24 +167,25 @@ impl Received {
             self.identity = Some((member("id"), member("created")));
         }
         self.chunks += 1;
-        if let Some(ids) = chunk.prompt_token_ids {
-            self.prompt_token_ids = Some(ids);
+        if let (Some(all), Some(ids)) = (&mut self.token_ids, ids) {
+            all.extend(ids);
         }
         for choice in chunk.choices {
-            if let Some(ids) = choice.prompt_token_ids {
-                self.prompt_token_ids = Some(ids);
-            }
-            if let (Some(ids), Some(all)) = (choice.token_ids, &mut self.token_ids) {
-                all.extend(ids);
-            }
             let text = choice
                 .text
                 .or_else(|| choice.delta.as_ref().and_then(|d| d.content.clone()));
             let text = text.as_deref().unwrap_or_default();
-            self.with_text += u64::from(!text.is_empty());
-            self.text.push_str(text);
+            if !text.is_empty() {
+                self.text.push_str(text);
+                self.pieces.push(u32::try_from(text.len()).unwrap_or(u32::MAX));
+                match (&self.token_ids, ids) {
+                    (Some(all), Some(_)) => self.covered = all.len(),
+                    _ => self.token_ids = None,
+                }
+            }
             let delta = choice.delta.as_ref();
-            let special = delta.is_some_and(|d| is_set(d.tool_calls) || is_set(d.reasoning_content));
+            let special = delta
+                .is_some_and(|d| is_set(d.tool_calls) || is_set(d.reasoning_content) || is_set(d.reasoning));
             if choice.index > 0 || special || is_set(choice.logprobs) {
                 self.continuable = false;
             }
@@ -218,7 +234,7 @@ mod tests {
         r#"{"id":"a","created":1,"choices":[{"index":0,"delta":{"content":"hel"},"finish_reason":null}]}"#;
 
     fn take(received: &mut Received, lines: &[&str]) -> String {
-        String::from_utf8(received.take(lines.join("\n").into()).to_vec()).expect("it is text")
+        String::from_utf8(received.take(lines.join("\n").into(), None).to_vec()).expect("it is text")
     }
 
     #[test]
@@ -250,11 +266,59 @@ mod tests {
             r#"{"choices":[{"index":0,"delta":{"tool_calls":[{"index":0}]}}]}"#,
             r#"{"choices":[{"index":1,"delta":{"content":"x"}}]}"#,
             r#"{"choices":[{"index":0,"text":"x","logprobs":{"tokens":[]}}]}"#,
-            r#"{"choices":[{"index":0,"text":"ends in a blank "}]}"#,
+            r#"{"choices":[{"index":0,"delta":{"reasoning":"hm"}}]}"#,
         ] {
             let mut received = Received::default();
             take(&mut received, &[line]);
             assert!(!received.can_continue(), "{line}");
         }
+    }
+
+    const MORE: &str = r#"{"choices":[{"index":0,"delta":{"content":"lo"},"finish_reason":null}]}"#;
+    const HELD: &str = r#"{"choices":[{"index":0,"delta":{"content":""},"finish_reason":null}]}"#;
+
+    fn take_ids(received: &mut Received, lines: &[&str], prompt: &[u32], after: u32, ids: &[&[u32]]) {
+        let tokens = Tokens {
+            prompt: prompt.to_vec(),
+            after,
+            lines: ids.iter().map(|ids| ids.len() as u32).collect(),
+            ids: ids.concat(),
+        };
+        received.take(lines.join("\n").into(), Some(&tokens));
+    }
+
+    #[test]
+    fn ids_are_known_with_the_text_that_they_came_with() {
+        let mut received = Received::default();
+        take_ids(&mut received, &[ROLE], &[1, 2], 0, &[&[]]);
+        take_ids(&mut received, &[TEXT, MORE], &[], 0, &[&[5], &[6, 7]]);
+        take_ids(&mut received, &[HELD], &[], 0, &[&[8]]);
+        let have = received.have().expect("something");
+        assert_eq!((&*have.text, &have.pieces[..]), ("hello", &[3, 2][..]));
+        assert_eq!(have.prompt_token_ids, Some(vec![1, 2]));
+        assert_eq!((have.token_ids, have.covered), (Some(vec![5, 6, 7, 8]), 3));
+    }
+
+    #[test]
+    fn a_later_attempt_says_after_which_ids_it_goes_on() {
+        let mut received = Received::default();
+        take_ids(&mut received, &[TEXT, MORE], &[1], 0, &[&[5], &[6, 7]]);
+        received.begin_attempt();
+        take_ids(&mut received, &[MORE], &[1], 2, &[&[9]]);
+        let have = received.have().expect("something");
+        assert_eq!((have.token_ids, have.covered), (Some(vec![5, 6, 9]), 3));
+    }
+
+    #[test]
+    fn text_without_ids_leaves_all_of_them_unknown() {
+        let mut received = Received::default();
+        take_ids(&mut received, &[TEXT], &[1], 0, &[&[5]]);
+        take(&mut received, &[MORE]);
+        take_ids(&mut received, &[MORE], &[], 0, &[&[6]]);
+        let have = received.have().expect("something");
+        assert_eq!(
+            (have.prompt_token_ids, have.token_ids, have.covered),
+            (None, None, 0)
+        );
     }
 }

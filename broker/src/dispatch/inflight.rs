@@ -11,7 +11,7 @@ mod frames;
 mod retries;
 mod story;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use duo_contract::cancel::CancelReason;
 use duo_contract::claim::{ClaimReply, ClaimRequest};
 use duo_contract::dead::{AttemptEnd, DeadLetter};
 use duo_contract::failure::FailureKind;
-use duo_contract::frame::{FailedAttempt, FrameAnswer, FrameKind};
+use duo_contract::frame::{FailedAttempt, FrameAnswer};
 use duo_contract::name::Lane;
 use tokio::sync::Notify;
 use uuid::Uuid;
@@ -29,6 +29,7 @@ use crate::admission::Place;
 use crate::audit::OpenRecord;
 use crate::request::{ExchangeError, ReplyEvent, RoutedRequest, Work};
 use endings::{Ending, Unwritten, cut_off};
+use frames::Held;
 use retries::Failures;
 use story::Story;
 
@@ -91,7 +92,7 @@ pub struct State {
     first_frame: Option<Instant>,
     heard: Instant,
     next_frame: u32,
-    held: BTreeMap<u32, FrameKind>,
+    held: Held,
     /// The gap that the worker was last asked to fill, and when.
     asked: Option<(u32, Instant)>,
     /// What the client has or will have got.
@@ -162,7 +163,7 @@ impl InFlight {
                 first_frame: None,
                 heard: accepted,
                 next_frame: 0,
-                held: BTreeMap::new(),
+                held: Held::default(),
                 asked: None,
                 received: Received::default(),
                 waiting: VecDeque::new(),

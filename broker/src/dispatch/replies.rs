@@ -90,7 +90,7 @@ impl Dispatch {
             }
         };
         let kind = match &frame.kind {
-            FrameKind::Chunk(_) => "chunk",
+            FrameKind::Chunk(_) | FrameKind::Tokens(..) => "chunk",
             FrameKind::Heartbeat => "heartbeat",
             FrameKind::Done { .. } => "done",
             FrameKind::Failed(_) => "failed",

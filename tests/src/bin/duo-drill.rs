@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use clap::Parser;
-use duo_system_tests::drill::{ALL, Drill, Size, find};
+use duo_system_tests::drill::{ALL, ASIDE, Drill, Size, find};
+use duo_system_tests::harness::model_server::Kind;
 
 /// Sends load, breaks something on purpose, and checks afterwards that every promise was kept.
 ///
@@ -37,6 +38,12 @@ struct Arguments {
     /// How many of them are kills
     #[arg(long, value_name = "N")]
     kills: Option<u64>,
+    /// The real model server of real-cuts: llama or vllm
+    #[arg(long, value_name = "KIND", default_value = "llama", value_parser = model_server)]
+    kind: Kind,
+    /// Cuts that real-cuts makes
+    #[arg(long, value_name = "N")]
+    cuts: Option<u64>,
     /// Also write the results here, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -46,7 +53,7 @@ struct Arguments {
 async fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     if arguments.drill == "list" {
-        for drill in ALL {
+        for drill in ALL.iter().chain(ASIDE) {
             print(&format!("{:<18} {}", drill.name, drill.shows))?;
         }
         return Ok(ExitCode::SUCCESS);
@@ -62,6 +69,8 @@ async fn main() -> anyhow::Result<ExitCode> {
         short: arguments.short,
         faults: arguments.faults,
         kills: arguments.kills,
+        model_server: arguments.kind,
+        cuts: arguments.cuts,
     };
     let mut reports = Vec::new();
     for drill in drills {
@@ -79,6 +88,10 @@ async fn main() -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+fn model_server(name: &str) -> Result<Kind, &'static str> {
+    Kind::named(name).ok_or("llama or vllm")
 }
 
 fn print(text: &str) -> anyhow::Result<()> {

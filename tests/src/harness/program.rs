@@ -145,6 +145,27 @@ impl Program {
         status.expect("a process can be waited for")
     }
 
+    /// The processes that it has started, and those that they have.
+    pub fn descendants(&self) -> Vec<Pid> {
+        let mut found: Vec<u32> = self.child.as_ref().and_then(Child::id).into_iter().collect();
+        let mut looked = 0;
+        while let Some(&pid) = found.get(looked) {
+            let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+            let children = list.unwrap_or_default();
+            found.extend(
+                children
+                    .split_whitespace()
+                    .filter_map(|child| child.parse::<u32>().ok()),
+            );
+            looked += 1;
+        }
+        let pids = found
+            .into_iter()
+            .skip(1)
+            .filter_map(|pid| i32::try_from(pid).ok());
+        pids.map(Pid::from_raw).collect()
+    }
+
     /// Its exit status, if it has ended by itself.
     pub fn exited(&mut self) -> Option<ExitStatus> {
         self.child.as_mut()?.try_wait().ok().flatten()

@@ -22,8 +22,8 @@ pub(crate) struct Plan {
     start: Place,
     /// How many tokens it takes.
     pub(crate) tokens: usize,
-    /// Bytes a client gets to see, if a stop string cuts the text.
-    visible: Option<usize>,
+    /// What is shown when, if there are stop strings.
+    held: Option<Held>,
     /// Why it ends.
     pub(crate) finish: &'static str,
     /// The stop string that ended it.
@@ -40,7 +40,7 @@ impl Plan {
             sequence,
             start,
             tokens,
-            visible: None,
+            held: None,
             finish,
             stop: None,
         };
@@ -55,18 +55,16 @@ impl Plan {
         vocabulary::id(self.sequence.word(self.start.word + index), self.cut(index))
     }
 
-    /// Appends the token at `index` as the inside of a JSON string; `written` counts bytes of the answer so far.
-    pub(crate) fn write(&self, index: usize, written: &mut usize, out: &mut Vec<u8>) {
-        if self.visible.is_none() && self.cut(index) == 0 {
+    /// Appends the text that goes with the token at `index` as the inside of a JSON string.
+    pub(crate) fn write(&self, index: usize, out: &mut Vec<u8>) {
+        if let Some(held) = &self.held {
+            return escape(held.shown(index), out);
+        }
+        if self.cut(index) == 0 {
             let word = self.sequence.word(self.start.word + index);
             return out.extend_from_slice(vocabulary::json(word).as_bytes());
         }
-        let piece = self.piece(index);
-        let room = self
-            .visible
-            .map_or(piece.len(), |visible| visible.saturating_sub(*written));
-        *written += piece.len();
-        escape(&piece[..room.min(piece.len())], out);
+        escape(self.piece(index), out);
     }
 
     fn piece(&self, index: usize) -> &'static str {
@@ -77,23 +75,65 @@ impl Plan {
         if index == 0 { self.start.cut } else { 0 }
     }
 
-    /// Ends the answer with the token that completes the first stop string, and hides the string itself.
+    /// Ends the answer with the token that completes the first stop string, and hides the string itself. Until the
+    /// end, the last characters are held back in which one could begin, as vLLM does.
     fn look_for_stop(&mut self, stops: &[String]) {
-        let mut text = String::new();
+        let longest = stops.iter().map(|stop| stop.chars().count()).max();
+        let back = longest.unwrap_or(0).saturating_sub(1);
+        let mut held = Held {
+            text: String::new(),
+            ends: Vec::with_capacity(self.tokens),
+        };
         for index in 0..self.tokens {
-            let before = text.len();
-            text.push_str(self.piece(index));
+            let before = held.text.len();
+            held.text.push_str(self.piece(index));
             for stop in stops.iter().filter(|stop| !stop.is_empty()) {
-                let from = text.floor_char_boundary(before.saturating_sub(stop.len()));
-                if let Some(found) = text[from..].find(stop.as_str()) {
-                    self.visible = Some(from + found);
+                let from = held.text.floor_char_boundary(before.saturating_sub(stop.len()));
+                if let Some(found) = held.text[from..].find(stop.as_str()) {
+                    held.text.truncate(from + found);
                     self.tokens = index + 1;
                     self.finish = "stop";
                     self.stop = Some(stop.clone());
-                    return;
+                    break;
                 }
             }
+            held.ends.push(held.all_but(back));
+            if self.stop.is_some() {
+                break;
+            }
         }
+        if let Some(last) = held.ends.last_mut() {
+            *last = held.text.len();
+        }
+        self.held = Some(held);
+    }
+}
+
+/// Text that is not shown as soon as it is generated.
+#[derive(Clone, Debug)]
+struct Held {
+    text: String,
+    /// How much of it is shown with each token.
+    ends: Vec<usize>,
+}
+
+impl Held {
+    /// The bytes of the text without its last `count` characters.
+    fn all_but(&self, count: usize) -> usize {
+        match count {
+            0 => self.text.len(),
+            count => {
+                let place = self.text.char_indices().rev().nth(count - 1);
+                place.map_or(0, |(place, _)| place)
+            }
+        }
+    }
+
+    fn shown(&self, index: usize) -> &str {
+        let from = index.checked_sub(1).map_or(0, |before| self.ends[before]);
+        // The stop string may begin in what had to be held back no longer.
+        let to = self.ends[index].min(self.text.len());
+        &self.text[from.min(to)..to]
     }
 }
 
@@ -108,8 +148,8 @@ mod tests {
     use super::*;
 
     fn said(plan: &Plan) -> String {
-        let (mut written, mut out) = (0, Vec::from("\""));
-        (0..plan.tokens).for_each(|index| plan.write(index, &mut written, &mut out));
+        let mut out = Vec::from("\"");
+        (0..plan.tokens).for_each(|index| plan.write(index, &mut out));
         out.push(b'"');
         serde_json::from_slice(&out).unwrap()
     }
@@ -143,6 +183,22 @@ mod tests {
         let plan = Plan::new(sequence, Place::default(), limits, std::slice::from_ref(&stop));
         assert_eq!(said(&plan), whole[..whole.find(&stop).unwrap()]);
         assert_eq!((plan.finish, plan.stop), ("stop", Some(stop)));
+    }
+
+    #[test]
+    fn what_may_be_a_stop_strings_beginning_is_held_back() {
+        let sequence = Sequence::of("hold");
+        let limits = Limits {
+            budget: 5,
+            natural: None,
+        };
+        let plan = Plan::new(sequence, Place::default(), limits, &["never seen".to_owned()]);
+        let mut first = Vec::new();
+        (0..3).for_each(|index| plan.write(index, &mut first));
+        let mut generated = Vec::new();
+        escape(&sequence.text(3), &mut generated);
+        assert!(first.len() + 9 <= generated.len() && generated.starts_with(&first));
+        assert_eq!(said(&plan), sequence.text(5));
     }
 
     #[test]

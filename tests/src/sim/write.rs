@@ -20,8 +20,6 @@ pub(crate) const DONE: &[u8] = b"data: [DONE]\n\n";
 #[derive(Debug)]
 pub(crate) struct Writer {
     head: Vec<u8>,
-    /// Bytes of each choice's text so far.
-    written: Vec<usize>,
 }
 
 impl Writer {
@@ -45,10 +43,7 @@ impl Writer {
         );
         escape(&ask.model, &mut head);
         head.extend_from_slice(br#"","choices":["#);
-        Self {
-            head,
-            written: vec![0; ask.answers.len()],
-        }
+        Self { head }
     }
 
     /// The event that opens a chat choice.
@@ -74,7 +69,7 @@ impl Writer {
 
     /// The event with the tokens `from..to` of a choice; `finish` if it is the last one.
     pub(crate) fn tokens(
-        &mut self,
+        &self,
         ask: &Ask,
         choice: usize,
         (from, to): (usize, usize),
@@ -84,7 +79,7 @@ impl Writer {
         let answer = &ask.answers[choice];
         out.extend_from_slice(&self.head);
         put(out, format_args!(r#"{{"index":{choice},"#));
-        self.delta(ask.shape, answer, choice, (from, to), out);
+        self.delta(ask.shape, answer, (from, to), out);
         match finish {
             Some(finish) => put(
                 out,
@@ -141,7 +136,7 @@ impl Writer {
     }
 
     /// The whole reply, with at most `limit` tokens of each choice; `finish` replaces the answer's own reason.
-    pub(crate) fn whole(mut self, ask: &Ask, limit: usize, finish: Option<&str>) -> Bytes {
+    pub(crate) fn whole(self, ask: &Ask, limit: usize, finish: Option<&str>) -> Bytes {
         let mut out = Vec::with_capacity(800 + ask.tokens().min(limit) * 8);
         out.extend_from_slice(&self.head);
         let mut generated = 0;
@@ -152,7 +147,7 @@ impl Writer {
                 out.push(b',');
             }
             put(&mut out, format_args!(r#"{{"index":{choice},"#));
-            self.message(ask.shape, answer, choice, tokens, &mut out);
+            self.message(ask.shape, answer, tokens, &mut out);
             let finish = finish.unwrap_or_else(|| answer.finish());
             let stop = answer.stop();
             put(
@@ -189,41 +184,34 @@ impl Writer {
         Bytes::from(out)
     }
 
-    fn delta(
-        &mut self,
-        shape: Shape,
-        answer: &Answer,
-        choice: usize,
-        (from, to): (usize, usize),
-        out: &mut Vec<u8>,
-    ) {
+    fn delta(&self, shape: Shape, answer: &Answer, (from, to): (usize, usize), out: &mut Vec<u8>) {
         match (shape, answer) {
             (Shape::Chat, Answer::Tool(tool)) => {
                 put(out, format_args!(r#""delta":{}"#, tool.delta(from, to)))
             }
             (Shape::Chat, _) => {
                 out.extend_from_slice(br#""delta":{"content":""#);
-                self.text(answer, choice, (from, to), out);
+                self.text(answer, (from, to), out);
                 out.extend_from_slice(br#""}"#);
             }
             (Shape::Text, _) => {
                 out.extend_from_slice(br#""text":""#);
-                self.text(answer, choice, (from, to), out);
+                self.text(answer, (from, to), out);
                 out.push(b'"');
             }
         }
     }
 
-    fn message(&mut self, shape: Shape, answer: &Answer, choice: usize, tokens: usize, out: &mut Vec<u8>) {
+    fn message(&self, shape: Shape, answer: &Answer, tokens: usize, out: &mut Vec<u8>) {
         if shape == Shape::Text {
-            return self.delta(shape, answer, choice, (0, tokens), out);
+            return self.delta(shape, answer, (0, tokens), out);
         }
         out.extend_from_slice(br#""message":{"role":"assistant","content":"#);
         match answer {
             Answer::Tool(tool) => put(out, format_args!(r#"null,"tool_calls":{}"#, tool.whole())),
             Answer::Text(_) => {
                 out.push(b'"');
-                self.text(answer, choice, (0, tokens), out);
+                self.text(answer, (0, tokens), out);
                 out.push(b'"');
             }
         }
@@ -232,10 +220,10 @@ impl Writer {
         );
     }
 
-    fn text(&mut self, answer: &Answer, choice: usize, (from, to): (usize, usize), out: &mut Vec<u8>) {
+    fn text(&self, answer: &Answer, (from, to): (usize, usize), out: &mut Vec<u8>) {
         if let Answer::Text(plan) = answer {
             for index in from..to {
-                plan.write(index, &mut self.written[choice], out);
+                plan.write(index, out);
             }
         }
     }

@@ -43,6 +43,8 @@ struct Body<'a> {
     object: Option<Cow<'a, str>>,
     #[serde(default)]
     data: Option<IgnoredAny>,
+    #[serde(borrow, default)]
+    prompt_token_ids: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -51,8 +53,10 @@ struct Choice<'a> {
     index: u32,
     #[serde(borrow, default)]
     finish_reason: Option<Cow<'a, str>>,
-    #[serde(default)]
-    token_ids: Option<Vec<IgnoredAny>>,
+    #[serde(borrow, default)]
+    token_ids: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    prompt_token_ids: Option<&'a RawValue>,
     #[serde(borrow, default)]
     text: Option<&'a RawValue>,
     #[serde(borrow, default)]
@@ -82,6 +86,22 @@ impl Choice<'_> {
     }
 }
 
+/// Lists of token ids in an event, as they stand there.
+#[derive(Debug, Default)]
+pub struct Ids<'a> {
+    /// Of the prompt.
+    pub prompt: Option<&'a str>,
+    /// Generated, of the first choice.
+    pub generated: Option<&'a str>,
+    /// Every list, in the event's order but for the prompt's.
+    pub all: Vec<&'a str>,
+}
+
+struct Read<'a> {
+    ids: Ids<'a>,
+    has_data: bool,
+}
+
 #[derive(Deserialize)]
 struct Usage {
     #[serde(default)]
@@ -91,12 +111,19 @@ struct Usage {
 }
 
 impl Facts {
-    /// Reads one event of a stream.
+    /// Reads one event of a stream; where in it token ids stand.
     ///
     /// # Errors
     /// It is an error, an abort, or not JSON.
-    pub fn event(&mut self, event: &[u8]) -> Result<(), Fault> {
-        self.read(event).map(|_| ())
+    pub fn event<'a>(&mut self, event: &'a [u8]) -> Result<Ids<'a>, Fault> {
+        self.read(event).map(|read| read.ids)
+    }
+
+    /// The same where the server took so many tokens of the answer, generated before, for a part of the prompt.
+    #[must_use]
+    pub fn after(mut self, earlier: u64) -> Self {
+        self.input_tokens = self.input_tokens.map(|tokens| tokens.saturating_sub(earlier));
+        self
     }
 
     /// Reads the whole body of an answer that is no stream.
@@ -105,7 +132,7 @@ impl Facts {
     /// It is an error, an abort, cut short, or not what the endpoint answers.
     pub fn whole(endpoint: Endpoint, body: &[u8]) -> Result<Self, Fault> {
         let mut facts = Self::default();
-        let has_data = facts.read(body)?;
+        let has_data = facts.read(body)?.has_data;
         match endpoint {
             Endpoint::ChatCompletions | Endpoint::Completions => facts.complete()?,
             Endpoint::Embeddings if has_data => {}
@@ -140,20 +167,36 @@ impl Facts {
         self.generated().unwrap_or(self.pieces)
     }
 
-    fn read(&mut self, json: &[u8]) -> Result<bool, Fault> {
+    fn read<'a>(&mut self, json: &'a [u8]) -> Result<Read<'a>, Fault> {
         let body: Body<'_> = serde_json::from_slice(json)
             .map_err(|_| Fault::server("the model server sent what is not an OpenAI answer"))?;
         if body.error.is_some() || body.object.as_deref() == Some("error") {
             return Err(Fault::server("the model server reported an error in its answer"));
         }
+        let mut ids = Ids {
+            prompt: body.prompt_token_ids.map(RawValue::get),
+            ..Ids::default()
+        };
+        ids.all.extend(ids.prompt);
         for choice in body.choices.into_iter().flatten() {
+            let (prompt, generated) = (choice.prompt_token_ids, choice.token_ids);
+            for list in [prompt, generated].into_iter().flatten() {
+                ids.all.push(list.get());
+            }
+            if choice.index == 0 {
+                ids.prompt = ids.prompt.or(prompt.map(RawValue::get));
+                ids.generated = ids.generated.or(generated.map(RawValue::get));
+            }
             self.choice(choice)?;
         }
         if let Some(usage) = body.usage {
             self.input_tokens = usage.prompt_tokens.or(self.input_tokens);
             self.output_tokens = usage.completion_tokens.or(self.output_tokens);
         }
-        Ok(body.data.is_some())
+        Ok(Read {
+            ids,
+            has_data: body.data.is_some(),
+        })
     }
 
     fn choice(&mut self, choice: Choice<'_>) -> Result<(), Fault> {
@@ -162,9 +205,8 @@ impl Facts {
         }
         let ended = choice.finish_reason.is_some();
         self.pieces += u64::from(choice.says_something());
-        self.token_ids += choice
-            .token_ids
-            .map_or(0, |ids| u64::try_from(ids.len()).unwrap_or(u64::MAX));
+        let ids = choice.token_ids.map_or(0, |list| numbers(list.get()).count());
+        self.token_ids += u64::try_from(ids).unwrap_or(u64::MAX);
         match self.choices.iter_mut().find(|(index, _)| *index == choice.index) {
             Some((_, before)) => *before |= ended,
             None => self.choices.push((choice.index, ended)),
@@ -176,6 +218,12 @@ impl Facts {
         }
         Ok(())
     }
+}
+
+/// The numbers of a list in JSON.
+pub fn numbers(list: &str) -> impl Iterator<Item = u32> {
+    let inside = list.trim_start_matches('[').trim_end_matches(']');
+    inside.split(',').filter_map(|number| number.trim().parse().ok())
 }
 
 #[cfg(test)]
@@ -242,6 +290,32 @@ mod tests {
             facts.event(event.as_bytes()).expect("good");
         }
         assert_eq!((facts.generated(), facts.spent()), (None, 2));
+    }
+
+    #[test]
+    fn the_places_of_token_ids_are_found() {
+        let chat = br#"{"choices":[{"index":0,"delta":{}}],"prompt_token_ids":[1, 2]}"#;
+        let ids = Facts::default().event(chat).expect("good");
+        assert_eq!((ids.prompt, ids.generated), (Some("[1, 2]"), None));
+        let text =
+            br#"{"choices":[{"index":0,"text":"x","prompt_token_ids":[1],"token_ids":[7,8]},{"index":1,"token_ids":[9]}]}"#;
+        let ids = Facts::default().event(text).expect("good");
+        assert_eq!((ids.prompt, ids.generated), (Some("[1]"), Some("[7,8]")));
+        assert_eq!(ids.all, ["[1]", "[7,8]", "[9]"]);
+        assert_eq!(numbers("[7, 8]").collect::<Vec<_>>(), [7, 8]);
+        assert_eq!(numbers("[]").count(), 0);
+        let none = br#"{"choices":[{"index":0,"token_ids":null}],"prompt_token_ids":null}"#;
+        assert!(Facts::default().event(none).expect("good").all.is_empty());
+    }
+
+    #[test]
+    fn what_went_before_is_no_part_of_the_prompt() {
+        let mut facts = Facts::default();
+        facts
+            .event(br#"{"choices":[],"usage":{"prompt_tokens":12,"completion_tokens":5}}"#)
+            .expect("good");
+        let facts = facts.after(4);
+        assert_eq!((facts.input_tokens, facts.output_tokens), (Some(8), Some(5)));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The HTTP client of one server with OpenAI's API.
 
 mod error;
+mod lines;
 mod stream;
 
 use std::time::Duration;
@@ -20,12 +21,15 @@ use super::{Answer, Call, Fault, pressure};
 use crate::config::{CallConfig, ServerConfig, ServerKind};
 use crate::slots::auto::Pressure;
 
+pub use lines::Lines;
 pub use stream::{AnswerStream, Step};
 
 /// A server beside this worker answers a connection at once or not at all.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// One look at a server's health.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
+/// One question that is no generation, such as for the tokens of a text.
+const ASIDE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Most bytes of an answer that is no stream.
 const MOST_BODY_BYTES: usize = 64 << 20;
 /// Most bytes of a page of metrics; vLLM's has some hundred thousand.
@@ -42,6 +46,8 @@ pub struct Http {
     models: Url,
     health: Option<Url>,
     pressure: Url,
+    /// What lies above `/v1`, with a slash at its end.
+    root: Url,
     authorization: Option<HeaderValue>,
     kind: ServerKind,
     idle_timeout: Duration,
@@ -102,6 +108,7 @@ impl Http {
                 ServerKind::Openai => None,
             },
             pressure: Url::parse(&format!("{root}/metrics"))?,
+            root: Url::parse(&format!("{root}/"))?,
             authorization: authorization
                 .transpose()
                 .with_context(|| format!("server {:?}: the key cannot be sent as a header", config.name))?,
@@ -157,16 +164,44 @@ impl Http {
         let mut fold = Fold::new(call.endpoint);
         loop {
             match stream.next().await? {
-                Step::Chunks(chunks) => fold.push(&chunks)?,
+                Step::Chunks(lines) => fold.push(&lines.text)?,
                 Step::End(last) => {
                     fold.push(&last)?;
                     break;
                 }
             }
         }
-        let facts = stream.facts().clone();
+        let facts = stream.facts();
         stream.recycle().await;
         Ok(Answer::Whole(fold.finish()?, facts))
+    }
+
+    /// Asks one of the server's own endpoints, which lie beside OpenAI's; its
+    /// answer, unless there is none.
+    pub async fn ask(&self, path: &str, body: &serde_json::Value) -> Option<serde_json::Value> {
+        let url = self.root.join(path).ok()?;
+        let request = self.client.post(url).timeout(ASIDE_TIMEOUT).json(body);
+        let answer = self.authorized(request).send().await.ok()?;
+        let answer = answer.error_for_status().ok()?.bytes().await.ok()?;
+        serde_json::from_slice(&answer).ok()
+    }
+
+    /// Tokens of prompt and answer that fit into one request of the model
+    /// that the server lists as `name`, if it says.
+    pub async fn room(&self, name: &str) -> Option<u64> {
+        let list = self.get(&self.models).send().await.ok()?.bytes().await.ok()?;
+        let list: serde_json::Value = serde_json::from_slice(&list).ok()?;
+        let served = list["data"]
+            .as_array()?
+            .iter()
+            .find(|entry| entry["id"] == name)?;
+        served["max_model_len"].as_u64()
+    }
+
+    /// Which program the server is.
+    #[must_use]
+    pub fn kind(&self) -> ServerKind {
+        self.kind
     }
 
     /// Looks at the server's health; a draining vLLM answers well here and fails its requests.
@@ -225,7 +260,10 @@ impl Http {
     }
 
     fn get(&self, url: &Url) -> reqwest::RequestBuilder {
-        let request = self.client.get(url.clone()).timeout(HEALTH_TIMEOUT);
+        self.authorized(self.client.get(url.clone()).timeout(HEALTH_TIMEOUT))
+    }
+
+    fn authorized(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
         match &self.authorization {
             Some(authorization) => request.header(AUTHORIZATION, authorization.clone()),
             None => request,

@@ -463,7 +463,7 @@ impl Owner {
 pub(crate) fn lines(frames: &[ReplyFrame]) -> Vec<String> {
     let text = |bytes: &Bytes| String::from_utf8(bytes.to_vec()).expect("text");
     let bodies = frames.iter().filter_map(|frame| match &frame.kind {
-        FrameKind::Chunk(chunks) => Some(text(chunks)),
+        FrameKind::Chunk(chunks) | FrameKind::Tokens(_, chunks) => Some(text(chunks)),
         FrameKind::Done { body, .. } if !body.is_empty() => Some(text(body)),
         FrameKind::Done { .. } | FrameKind::Heartbeat | FrameKind::Failed(_) => None,
     });

@@ -1,22 +1,64 @@
 //! Frames of an answer, in order, without gaps, from the attempt that may speak.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use duo_contract::audit::Outcome;
 use duo_contract::failure::RetryRule;
-use duo_contract::frame::{FailedAttempt, FrameAnswer, FrameKind, ReplyFrame, Summary};
+use duo_contract::frame::{FailedAttempt, FrameAnswer, FrameKind, ReplyFrame, Summary, Tokens};
 
 use super::endings::{Ending, Stop, cut_off};
 use super::{CLIENT_BUFFER, InFlight, State, Todo};
 use crate::request::{ExchangeError, ReplyEvent};
 
-/// Frames that may wait for a missing one before it.
+/// Frames that may wait for a missing one before them, and their bytes.
 const HELD_FRAMES: usize = 4096;
+const HELD_BYTES: usize = 4 << 20;
 /// Delay after which a handed-back delivery may come to another worker.
 const HAND_BACK_DELAY: Duration = Duration::from_millis(50);
 /// The order to send missing frames again is given again after so long: it may be lost itself.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(250);
+
+/// Frames that came before one that is missing, by their number.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    frames: BTreeMap<u32, FrameKind>,
+    bytes: usize,
+}
+
+impl Held {
+    /// Keeps a frame, unless there are too many or they are too big. One that
+    /// is too big by itself is not refused.
+    fn insert(&mut self, number: u32, kind: FrameKind) -> bool {
+        if self.frames.contains_key(&number) {
+            return true;
+        }
+        let size = kind.size();
+        let full = self.frames.len() >= HELD_FRAMES || self.bytes + size > HELD_BYTES;
+        if full && !self.frames.is_empty() {
+            return false;
+        }
+        self.frames.insert(number, kind);
+        self.bytes += size;
+        true
+    }
+
+    fn remove(&mut self, number: u32) -> Option<FrameKind> {
+        let kind = self.frames.remove(&number)?;
+        self.bytes -= kind.size();
+        Some(kind)
+    }
+
+    fn first(&self) -> Option<u32> {
+        self.frames.keys().next().copied()
+    }
+
+    /// Forgets them all.
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
 
 impl InFlight {
     /// Takes a frame. The answer is for last frames, which are requests.
@@ -53,11 +95,11 @@ impl InFlight {
                 break;
             }
             let number = state.next_frame;
-            kind = state.held.remove(&number);
+            kind = state.held.remove(number);
         }
         if !state.attempt.alive {
             state.last_answer = Some(answer.0.clone());
-        } else if let Some(&held) = state.held.keys().next() {
+        } else if let Some(held) = state.held.first() {
             answer.1 = ask(&mut state, held, now);
         }
         self.wake.notify_one();
@@ -70,7 +112,9 @@ impl InFlight {
             FrameKind::Done { summary, .. } => summary.output_tokens,
             FrameKind::Failed(failed) => failed.output_tokens,
             // It works on: its order was lost, or is on its way.
-            FrameKind::Chunk(_) | FrameKind::Heartbeat => return (FrameAnswer::Stale, Todo::default()),
+            FrameKind::Chunk(_) | FrameKind::Tokens(..) | FrameKind::Heartbeat => {
+                return (FrameAnswer::Stale, Todo::default());
+            }
         };
         (FrameAnswer::Confirmed, self.write_end(state, tokens))
     }
@@ -85,18 +129,21 @@ impl InFlight {
             // The worker sends the missing ones and then this one again.
             return (missing, Todo::default());
         }
-        if state.held.len() >= HELD_FRAMES {
+        if !state.held.insert(frame.number, frame.kind) {
             return (FrameAnswer::Stale, self.end_badly(state, cut_off(), now));
         }
-        state.held.insert(frame.number, frame.kind);
-        let until = state.held.keys().next().copied().unwrap_or(frame.number);
+        let until = state.held.first().unwrap_or(frame.number);
         (missing, ask(state, until, now))
     }
 
     fn apply(&self, state: &mut State, kind: FrameKind, now: Instant) -> (FrameAnswer, Todo) {
         match kind {
             FrameKind::Heartbeat => (FrameAnswer::Confirmed, Todo::default()),
-            FrameKind::Chunk(chunks) => (FrameAnswer::Confirmed, self.chunks(state, chunks, now)),
+            FrameKind::Chunk(chunks) => (FrameAnswer::Confirmed, self.chunks(state, chunks, None, now)),
+            FrameKind::Tokens(tokens, chunks) => {
+                let todo = self.chunks(state, chunks, Some(&tokens), now);
+                (FrameAnswer::Confirmed, todo)
+            }
             FrameKind::Done { summary, body } => {
                 let todo = self.done(state, summary, body, now);
                 (FrameAnswer::Confirmed, todo)
@@ -105,8 +152,8 @@ impl InFlight {
         }
     }
 
-    fn chunks(&self, state: &mut State, chunks: Bytes, now: Instant) -> Todo {
-        let chunks = state.received.take(chunks);
+    fn chunks(&self, state: &mut State, chunks: Bytes, tokens: Option<&Tokens>, now: Instant) -> Todo {
+        let chunks = state.received.take(chunks, tokens);
         if chunks.is_empty() {
             return Todo::default();
         }
@@ -126,7 +173,7 @@ impl InFlight {
             let todo = if body.is_empty() {
                 Todo::default()
             } else {
-                self.chunks(state, body, now)
+                self.chunks(state, body, None, now)
             };
             if state.end.is_some() {
                 return todo;

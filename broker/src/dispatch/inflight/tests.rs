@@ -9,7 +9,7 @@ use prometheus::Registry;
 use bytes::Bytes;
 use duo_contract::audit::Outcome;
 use duo_contract::failure::Failure;
-use duo_contract::frame::{ReplyFrame, Summary};
+use duo_contract::frame::{FrameKind, ReplyFrame, Summary, Tokens};
 use futures_util::FutureExt as _;
 
 use super::*;
@@ -305,7 +305,8 @@ fn a_stream_under_way_is_continued_with_what_the_client_has() {
 fn an_answer_that_cannot_be_continued_is_cut_and_never_looks_whole() {
     let bench = Bench::new(true);
     bench.claim(1, "w", Duration::ZERO);
-    bench.frame(1, 0, chunk("ends in a blank "));
+    let line = r#"{"choices":[{"index":1,"delta":{"content":"a second choice"}}]}"#;
+    bench.frame(1, 0, FrameKind::Chunk(line.into()));
     assert_eq!(bench.claim(2, "other", LEASE), ClaimReply::Gone);
     assert!(matches!(bench.next(), Some(Some(Ok(ReplyEvent::Chunks(_))))));
     assert!(matches!(bench.next(), Some(Some(Err(_)))));
@@ -384,7 +385,8 @@ fn the_record_of_a_stopped_request_does_not_wait_long_for_its_worker() {
 fn a_silent_worker_is_told_to_stop_when_its_request_ends_by_a_claim() {
     let bench = Bench::new(true);
     bench.claim(1, "w", Duration::ZERO);
-    bench.frame(1, 0, chunk("ends in a blank "));
+    let line = r#"{"choices":[{"index":1,"delta":{"content":"x"}}]}"#;
+    bench.frame(1, 0, FrameKind::Chunk(line.into()));
     let (answer, todo) = bench.claim_of(1, 10, 2, "w", LEASE);
     assert_eq!(answer, ClaimReply::Gone);
     assert_eq!(todo.cancel.map(|(worker, _)| worker).as_deref(), Some("w"));
@@ -497,6 +499,39 @@ fn a_gap_that_grows_too_long_ends_the_request_and_wakes_its_client() {
     }
     assert!(is_woken(&bench));
     assert!(matches!(bench.next(), Some(Some(Err(_)))));
+}
+
+#[test]
+fn a_gap_with_too_many_bytes_behind_it_ends_the_request() {
+    let bench = Bench::new(true);
+    bench.claim(1, "w", Duration::ZERO);
+    let big = "x".repeat(CLIENT_BUFFER);
+    for number in 1..=3 {
+        bench.frame(1, number, chunk(&big));
+        // A copy takes no more room.
+        bench.frame(1, number, chunk(&big));
+        assert_eq!(bench.ended(Outcome::Failed), 0, "{number}");
+    }
+    bench.frame(1, 4, chunk(&big));
+    assert!(matches!(bench.next(), Some(Some(Err(_)))));
+}
+
+#[test]
+fn one_big_frame_may_wait_and_frees_its_room() {
+    let bench = Bench::new(true);
+    bench.claim(1, "w", Duration::ZERO);
+    for round in 0..3 {
+        let tokens = Tokens {
+            prompt: vec![1; CLIENT_BUFFER * 2],
+            ..Tokens::default()
+        };
+        let FrameKind::Chunk(line) = chunk("b") else {
+            panic!("a chunk")
+        };
+        bench.frame(1, round * 2 + 1, FrameKind::Tokens(tokens, line));
+        bench.frame(1, round * 2, chunk("a"));
+    }
+    assert_eq!(bench.ended(Outcome::Failed), 0);
 }
 
 #[test]

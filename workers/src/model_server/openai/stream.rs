@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use reqwest::Response;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::lines::{Collector, Lines};
 use crate::model_server::facts::Facts;
 use crate::model_server::sse::EventReader;
 use crate::model_server::{Call, Fault, Spent};
@@ -21,6 +22,7 @@ pub struct AnswerStream {
     reader: EventReader,
     facts: Facts,
     spent: Spent,
+    collector: Collector,
     idle_timeout: Duration,
     /// The next data has to come by then.
     data_by: Instant,
@@ -36,8 +38,8 @@ pub struct AnswerStream {
 /// One step of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// Events, one a line.
-    Chunks(Bytes),
+    /// Events.
+    Chunks(Lines),
     /// The last events, perhaps none, of an answer that is whole.
     End(Bytes),
 }
@@ -55,6 +57,7 @@ impl AnswerStream {
             reader: EventReader::default(),
             facts: Facts::default(),
             spent: call.spent.clone(),
+            collector: Collector::new(call.hide_ids, call.seam.clone()),
             idle_timeout,
             data_by,
             first_by: call.first_by,
@@ -99,10 +102,10 @@ impl AnswerStream {
         }
     }
 
-    /// What is known of the answer.
+    /// What is known of the answer as far as this call generated it.
     #[must_use]
-    pub fn facts(&self) -> &Facts {
-        &self.facts
+    pub fn facts(&self) -> Facts {
+        self.facts.clone().after(self.collector.earlier())
     }
 
     /// Reads a finished body to its end, so that the connection can serve again.
@@ -114,39 +117,39 @@ impl AnswerStream {
 
     /// Events to a step; nothing if there was no data.
     fn judge(&mut self, events: &mut Vec<Bytes>, ended: bool) -> Result<Option<Step>, Fault> {
-        let mut good = 0;
         let mut done = ended;
         let mut fault = None;
-        for event in events.iter() {
+        let mut good = false;
+        for event in events.drain(..) {
             if &event[..] == DONE {
                 done = true;
                 break;
             }
-            if let Err(error) = self.facts.event(event) {
+            let read = self.facts.event(&event);
+            if let Err(error) = read.and_then(|ids| self.collector.event(&event, &ids)) {
                 fault = Some(error);
                 break;
             }
-            good += 1;
+            good = true;
         }
         if done && fault.is_none() {
             fault = self.facts.complete().err();
         }
-        events.truncate(good);
         self.spent.set(self.facts.spent());
-        let chunks = join(events);
-        if good > 0 {
+        if good {
             self.silent = false;
             self.data_by = Instant::now() + self.idle_timeout;
         }
+        let lines = self.collector.take();
         match fault {
-            Some(fault) if good == 0 => Err(fault),
+            Some(fault) if lines.text.is_empty() => Err(fault),
             Some(fault) => {
                 self.ahead = Some(Err(fault));
-                Ok(Some(Step::Chunks(chunks)))
+                Ok(Some(Step::Chunks(lines)))
             }
-            None if done => Ok(Some(Step::End(chunks))),
-            None if good > 0 => Ok(Some(Step::Chunks(chunks))),
-            None => Ok(None),
+            None if done => Ok(Some(Step::End(lines.text))),
+            None if lines.text.is_empty() => Ok(None),
+            None => Ok(Some(Step::Chunks(lines))),
         }
     }
 
@@ -169,18 +172,4 @@ pub(super) fn not_begun(first_by: Instant) -> Fault {
     } else {
         Fault::silent(message)
     }
-}
-
-fn join(events: &mut Vec<Bytes>) -> Bytes {
-    if events.len() <= 1 {
-        return events.pop().unwrap_or_default();
-    }
-    let mut joined = BytesMut::with_capacity(events.iter().map(|event| event.len() + 1).sum());
-    for event in events.drain(..) {
-        if !joined.is_empty() {
-            joined.extend_from_slice(b"\n");
-        }
-        joined.extend_from_slice(&event);
-    }
-    joined.freeze()
 }
