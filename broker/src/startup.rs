@@ -17,7 +17,7 @@ use duo_process::nats::Nats;
 use duo_process::shutdown::Shutdown;
 use prometheus::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use crate::admission::Admission;
 use crate::api::admin::AdminState;
@@ -41,6 +41,8 @@ use crate::topology;
 /// How long the first connection to NATS and its set-up may take: a broker
 /// that is started together with NATS finds it within that time.
 const START_PATIENCE: Duration = Duration::from_secs(30);
+/// How long the API waits for its first configuration; an installation may have none yet.
+const CONFIGURATION_PATIENCE: Duration = Duration::from_secs(5);
 /// Pause between two tries at start.
 const START_PAUSE: Duration = Duration::from_millis(250);
 /// How long the last audit records may take to reach NATS at the end.
@@ -96,7 +98,7 @@ pub async fn run(
     let registry = Registry::new();
     let metrics = Metrics::new(&registry);
     let readiness = Readiness::new();
-    let configured = readiness.latch("configuration not loaded");
+    let (configured, first) = follow::Configured::new(readiness.latch("configuration not loaded"));
     let connected = readiness.condition("no connection to NATS");
     let (queue_stores, audit_stores) = stores(&readiness);
     let operations_end = serve_operations(operations, &registry, &readiness);
@@ -180,6 +182,7 @@ pub async fn run(
     };
     let admin = administration(&state, &dispatch, &nats, &store);
     let app = api::router(Arc::new(state), Some(api::events::router(store)), Some(admin));
+    wait_for(first, &shutdown).await;
     tracing::info!(broker = config.name, listen = %api_listener.local_addr()?, "serving");
     let grace = config.http.drain_grace;
     let drained = front::serve(api_listener, app, &shutdown, &readiness, grace, || {
@@ -235,6 +238,16 @@ fn stores(readiness: &Readiness) -> (Storing, Storing) {
         stores("NATS does not store requests"),
         stores("NATS does not store audit records"),
     )
+}
+
+/// Waits until callers and features are known. Whoever a balancer sends before that waits in the listener's backlog,
+/// where it would have been a stranger with a request for an unknown feature.
+async fn wait_for(configuration: oneshot::Receiver<()>, shutdown: &Shutdown) {
+    tokio::select! {
+        _ = configuration => {}
+        () = tokio::time::sleep(CONFIGURATION_PATIENCE) => {}
+        () = shutdown.begun() => {}
+    }
 }
 
 /// The operations port answers from the start, so that a slow start can be seen.

@@ -12,6 +12,11 @@ async fn passes(name: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rolling_restart_is_seen_by_no_client() {
+    passes("rolling-restart").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_broker_takes_down_its_own_clients_only() {
     passes("broker-kill").await;
 }

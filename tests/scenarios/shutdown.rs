@@ -1,7 +1,7 @@
 //! SIGTERM: what has begun is finished, nothing new is taken.
 
-use duo_system_tests::harness::Cluster;
 use duo_system_tests::harness::cluster::{answer_to, chat};
+use duo_system_tests::harness::{Cluster, PATIENCE, until};
 use duo_system_tests::sim::Settings;
 use nix::sys::signal::Signal;
 
@@ -134,5 +134,23 @@ async fn what_outlasts_a_workers_grace_goes_on_elsewhere_at_once_and_costs_no_at
     let answer = stream.rest().await.good();
     assert_eq!(answer.said(), answer_to("hello", 100));
     cluster.restart_worker(busy).await;
+    cluster.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_broker_that_has_just_been_started_knows_its_callers_and_its_features() {
+    let mut cluster = Cluster::start().await;
+    for round in 0..5 {
+        cluster.broker.kill().await;
+        cluster.broker.again();
+        // A balancer that knows no readiness sends callers as soon as the port is open.
+        let question = format!("round {round}");
+        let body = chat(&question, 3, true);
+        let answer = until("the port is open", PATIENCE, async || {
+            let opened = cluster.openai("/v1/chat/completions", &body).try_open().await?;
+            Ok(opened.rest().await)
+        });
+        assert_eq!(answer.await.good().said(), answer_to(&question, 3));
+    }
     cluster.assert_clean().await;
 }

@@ -14,18 +14,22 @@ mod disk_full;
 pub mod history;
 pub mod kind;
 pub mod load;
+mod mix;
 mod nats_cluster;
 mod nats_deleted;
 mod nats_server;
 mod partition;
+mod poison;
 mod queue_trouble;
 pub mod random;
 pub mod real_cuts;
 pub mod report;
 mod retries;
+mod rolling_restart;
 mod scale_out;
 mod slots_auto;
 mod slow_reader;
+pub mod stage;
 mod store_restored;
 mod worker_kill;
 
@@ -41,6 +45,7 @@ pub use history::{Asked, End, History, Strike};
 pub use kind::Kind;
 pub use load::{Load, Pace, Plan};
 pub use report::{Counts, Report};
+pub use stage::Stage;
 
 /// One drill.
 #[derive(Debug, Clone, Copy)]
@@ -77,7 +82,12 @@ pub const ALL: &[Drill] = &[
     Drill {
         name: "worker-kill",
         shows: "a killed worker is invisible: streams go on byte for byte",
-        run: |size| worker_kill::run(size).boxed_local(),
+        run: |size| worker_kill::kill(size).boxed_local(),
+    },
+    Drill {
+        name: "worker-freeze",
+        shows: "a frozen worker is replaced, and changes nothing when it thaws",
+        run: |size| worker_kill::freeze(size).boxed_local(),
     },
     Drill {
         name: "broker-kill",
@@ -188,6 +198,19 @@ pub const ALL: &[Drill] = &[
         name: "slow-reader",
         shows: "clients that stop reading cost bounded memory and no GPU, and nobody else notices",
         run: |size| slow_reader::run(size).boxed_local(),
+        name: "poison",
+        shows: "a request that kills its workers takes down no more than it has attempts",
+        run: |size| poison::run(size).boxed_local(),
+    },
+    Drill {
+        name: "rolling-restart",
+        shows: "brokers, workers and nats-server restart one after another, and no client sees an error",
+        run: |size| rolling_restart::run(size).boxed_local(),
+    },
+    Drill {
+        name: "mix",
+        shows: "random kills, freezes and hang-ups: nothing lost, doubled, corrupted, leaked or left running",
+        run: |size| mix::run(size).boxed_local(),
     },
 ];
 

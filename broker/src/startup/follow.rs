@@ -12,6 +12,7 @@ use duo_process::admin::{Condition, Latch};
 use duo_process::nats::Nats;
 use duo_process::shutdown::Shutdown;
 use futures_util::StreamExt as _;
+use tokio::sync::oneshot;
 
 use crate::config::QueueConfig;
 use crate::identity::IdentitySink;
@@ -42,9 +43,26 @@ pub(super) struct Followed {
     pub(super) metrics: Metrics,
 }
 
-/// Follows both buckets until the drain begins; `configured` is released when
-/// the first configuration is served.
-pub(super) async fn snapshots(followed: Followed, configured: Latch, shutdown: Shutdown) {
+/// Who is told that the first configuration is served.
+#[derive(Debug)]
+pub(super) struct Configured {
+    /// Readiness.
+    latch: Latch,
+    /// The API, which takes nobody in before.
+    api: oneshot::Sender<()>,
+}
+
+impl Configured {
+    /// Readiness by `latch`, and whoever holds the other half.
+    pub(super) fn new(latch: Latch) -> (Self, oneshot::Receiver<()>) {
+        let (api, first) = oneshot::channel();
+        (Self { latch, api }, first)
+    }
+}
+
+/// Follows both buckets until the drain begins; `configured` is told when the
+/// first configuration is served.
+pub(super) async fn snapshots(followed: Followed, configured: Configured, shutdown: Shutdown) {
     let mut configured = Some(configured);
     let mut served = Served::default();
     loop {
@@ -74,7 +92,7 @@ struct Served {
 async fn follow(
     followed: &Followed,
     served: &mut Served,
-    configured: &mut Option<Latch>,
+    configured: &mut Option<Configured>,
 ) -> Result<(), async_nats::Error> {
     let context = followed.nats.jetstream();
     let config = context.get_key_value(subject::CONFIG_BUCKET).await?;
@@ -122,7 +140,12 @@ async fn value(bucket: &Bucket) -> Result<Option<bytes::Bytes>, async_nats::Erro
     Ok(bucket.get(subject::SNAPSHOT_KEY).await?)
 }
 
-async fn take_config(followed: &Followed, served: &mut Served, configured: &mut Option<Latch>, value: &[u8]) {
+async fn take_config(
+    followed: &Followed,
+    served: &mut Served,
+    configured: &mut Option<Configured>,
+    value: &[u8],
+) {
     let snapshot = match ConfigSnapshot::decode(value) {
         Ok(snapshot) => snapshot,
         Err(error) => {
@@ -154,8 +177,10 @@ async fn take_config(followed: &Followed, served: &mut Served, configured: &mut 
         .config_revision
         .set(i64::try_from(revision).unwrap_or(i64::MAX));
     tracing::info!(revision, "serving the configuration");
-    if let Some(latch) = configured.take() {
-        latch.release();
+    if let Some(first) = configured.take() {
+        first.latch.release();
+        // An API that did not wait so long serves already.
+        let _ = first.api.send(());
     }
 }
 

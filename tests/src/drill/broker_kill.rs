@@ -1,7 +1,6 @@
 //! A broker is killed: its clients are cut, its work stops, and nobody else notices.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -12,7 +11,8 @@ use super::history::{History, Strike};
 use super::load::{Load, Pace, Plan};
 use super::random::Random;
 use super::report::{Report, millis};
-use crate::harness::{Balancer, Cluster, PATIENCE};
+use super::stage::Stage;
+use crate::harness::{Cluster, PATIENCE};
 use crate::sim::{Settings, UnderWay};
 
 /// Brokers behind the balancer.
@@ -37,16 +37,12 @@ pub(super) async fn run(size: Size) -> Report {
         follow: Some(plan.prefix()),
         ..Settings::default()
     };
-    let mut cluster = Cluster::builder()
-        .sim(sim)
-        .slots(32)
-        .brokers(BROKERS)
-        .workers(2)
-        .lease("1s")
-        .start()
-        .await;
-    let backends = (0..BROKERS).map(|number| cluster.address_of(number)).collect();
-    let balancer = Arc::new(Balancer::start(backends).await);
+    let builder = Cluster::builder();
+    let builder = builder.sim(sim).slots(32).brokers(BROKERS).workers(2);
+    let Stage {
+        mut cluster,
+        balancer,
+    } = Stage::start(builder).await;
     let load = Load::start(&cluster, &balancer, plan).await;
     let mut slowest = Duration::ZERO;
     let mut random = Random::new(size.seed, u64::MAX);

@@ -14,7 +14,7 @@ use super::Size;
 use super::history::{Asked, End, History};
 use super::report::{Report, millis};
 use crate::harness::Cluster;
-use crate::harness::cluster::sum;
+use crate::harness::cluster::{UNENDED, sum};
 
 /// Longest until everything has come to rest after the last request.
 const REST: Duration = Duration::from_secs(40);
@@ -94,6 +94,8 @@ impl Checker {
                 .is_some_and(|number| history.broker_died(number, asked.sent, asked.ended + slack))
         };
         let told = recorded.ends.first().map(String::as_str);
+        let abandoned = told.is_some_and(|told| told.starts_with("abandoned"));
+        counts.abandoned += u64::from(abandoned);
         let mut breach = None;
         match &asked.end {
             End::Whole => {
@@ -102,7 +104,7 @@ impl Checker {
                     let gap = asked.longest_gap.as_millis() as u64;
                     counts.longest_gap_ms = counts.longest_gap_ms.max(gap);
                 }
-                if told.is_some_and(|told| told != "completed") {
+                if told.is_some_and(|told| told != "completed") && !abandoned {
                     counts.misrecorded += 1;
                     breach = Some("misrecorded");
                 }
@@ -111,11 +113,10 @@ impl Checker {
                 counts.failed += 1;
                 let reason = told.unwrap_or("without a record");
                 *self.report.failures.entry(reason.to_owned()).or_default() += 1;
-                let outcome = reason.split(':').next().unwrap_or_default();
-                if outcome == "completed" {
+                if is(reason, "completed") {
                     counts.misrecorded += 1;
                     breach = Some("misrecorded");
-                } else if told.is_some() && !allows(&self.allowed, reason) {
+                } else if told.is_some() && !abandoned && !allows(&self.allowed, reason) {
                     breach = Some("failed for a reason that is not allowed here");
                 }
             }
@@ -146,13 +147,15 @@ impl Checker {
         }
         // A client that left at once may not have been heard at all; any other was.
         let heard = !recorded.requests.is_empty() || matches!(asked.end, End::Whole | End::Failed { .. });
-        if heard && recorded.ends.is_empty() {
-            if died(UNTOLD) {
-                counts.open_at_dead_brokers += 1;
-            } else {
-                counts.lost += 1;
-                breach = breach.or(Some("lost, no terminal record"));
-            }
+        // A refusal of a broker that dies at once may not have been told to NATS; what was admitted has been.
+        let untold = recorded.requests.is_empty() && died(UNTOLD);
+        if heard && recorded.ends.is_empty() && !untold {
+            counts.lost += 1;
+            breach = breach.or(Some("lost, no terminal record"));
+        }
+        if abandoned && !died(UNTOLD) {
+            counts.misrecorded += 1;
+            breach = breach.or(Some("abandoned, and its broker lives"));
         }
         if let Some(breach) = breach {
             let text = format!("{breach}: {asked}; the audit log says {recorded:?}");
@@ -188,10 +191,14 @@ impl Checker {
     }
 }
 
-/// Is what the audit log says of a failure among these, by its outcome or by outcome and reason?
+/// Is what the audit log says of a failure among these?
 fn allows(allowed: &[&str], told: &str) -> bool {
-    let outcome = told.split(':').next().unwrap_or_default();
-    allowed.iter().any(|allowed| [outcome, told].contains(allowed))
+    allowed.iter().any(|allowed| is(told, allowed))
+}
+
+/// Is a record's `outcome: reason` what is meant by the outcome, or by outcome and reason?
+fn is(told: &str, meant: &str) -> bool {
+    told == meant || told.split(':').next() == Some(meant)
 }
 
 const GENERATIONS: &str = "generations at the model server";
@@ -212,6 +219,8 @@ async fn held(cluster: &Cluster) -> Vec<(&'static str, f64)> {
         add(what, count.map(|count| count as f64));
     }
     add("deliveries not acknowledged", unacknowledged(cluster).await);
+    let unended = cluster.database.count(UNENDED).await;
+    add("requests without an end", unended.map(|count| count as f64));
     for number in 0..cluster.brokers() {
         let metrics = cluster.broker_metrics(number).await;
         add(

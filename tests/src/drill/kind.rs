@@ -57,6 +57,11 @@ impl Kind {
         matches!(self, Self::Keystroke | Self::KeystrokeStream)
     }
 
+    /// Is its answer a stream without any frame, in which a failure can only be a cut?
+    pub fn is_raw(self) -> bool {
+        matches!(self, Self::KeystrokeStream | Self::PromptStream)
+    }
+
     /// Does its answer come in pieces?
     pub fn is_stream(self) -> bool {
         !matches!(self, Self::Keystroke | Self::Chat | Self::Prompt)

@@ -49,8 +49,8 @@ pub struct Counts {
     pub cut: u64,
     /// The client left.
     pub hung_up: u64,
-    /// Of the requests whose broker was killed, those whose record is open: allowed until a sweeper closes them.
-    pub open_at_dead_brokers: u64,
+    /// Of the requests whose broker was killed, those that another broker recorded as abandoned.
+    pub abandoned: u64,
     /// No answer and no failure, a cut without a killed broker, or no terminal record.
     pub lost: u64,
     /// Two terminal records, or two requests out of one.
@@ -116,7 +116,7 @@ impl Report {
             ("failed, told so", counts.failed),
             ("cut with their broker", counts.cut),
             ("hung up by us", counts.hung_up),
-            ("open at dead brokers", counts.open_at_dead_brokers),
+            ("recorded as abandoned", counts.abandoned),
             ("LOST", counts.lost),
             ("DUPLICATED", counts.duplicated),
             ("CORRUPTED", counts.corrupted),

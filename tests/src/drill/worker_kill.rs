@@ -1,29 +1,58 @@
-//! Workers are killed one after another while they work: their requests go on elsewhere, byte for byte.
+//! Workers are killed, or stand still, one after another while they work: their requests go on elsewhere, byte for
+//! byte.
 
-use std::sync::Arc;
+use std::ops::Range;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use super::Size;
 use super::checker::Checker;
-use super::history::Strike;
 use super::load::{Load, Pace, Plan};
 use super::random::Random;
 use super::report::Report;
-use super::{Size, history::History};
-use crate::harness::{Balancer, Cluster, PATIENCE};
+use super::stage::{BESIDE_THE_LEASE, LEASE, Stage};
+use crate::harness::Cluster;
+use crate::harness::cluster::sum;
 use crate::sim::Settings;
 
-/// Workers, one of which is down at a time.
+/// Workers, one of which is down or frozen at a time.
 const WORKERS: usize = 3;
-/// Time between two kills.
-const PAUSE: std::ops::Range<Duration> = Duration::from_millis(800)..Duration::from_millis(2000);
-/// The lease that the cluster is set to, and what a stall may take beside it.
-const LEASE: Duration = Duration::from_secs(1);
-/// What a stall may take beside the lease.
-const BESIDE_THE_LEASE: Duration = Duration::from_secs(1);
+/// Time between two faults.
+const PAUSE: Range<Duration> = Duration::from_millis(800)..Duration::from_millis(2000);
+/// How long a worker is frozen: longer than the lease.
+const FROZEN: Range<Duration> = Duration::from_millis(1500)..Duration::from_millis(3000);
 
-pub(super) async fn run(size: Size) -> Report {
+/// What happens to a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    Kill,
+    Freeze,
+}
+
+/// Workers are killed.
+pub(super) async fn kill(size: Size) -> Report {
+    run("worker-kill", Fault::Kill, size).await
+}
+
+/// Workers stand still for longer than the lease and then go on, too late to change anything.
+pub(super) async fn freeze(size: Size) -> Report {
+    run("worker-freeze", Fault::Freeze, size).await
+}
+
+/// One of the workers that work.
+async fn busy(cluster: &Cluster, random: &mut Random) -> Option<usize> {
+    let mut working = Vec::new();
+    for number in 0..WORKERS {
+        let metrics = cluster.worker_metrics(number).await.unwrap_or_default();
+        if sum(&metrics, "duo_worker_slots_in_use") > 0.0 {
+            working.push((number, 1));
+        }
+    }
+    (!working.is_empty()).then(|| random.weighted(&working))
+}
+
+async fn run(name: &str, fault: Fault, size: Size) -> Report {
     let sim = Settings {
         tokens: 40,
         ttft_ms: 50,
@@ -31,42 +60,37 @@ pub(super) async fn run(size: Size) -> Report {
         react: true,
         ..Settings::default()
     };
-    let mut cluster = Cluster::builder()
-        .sim(sim)
-        .slots(16)
-        .workers(WORKERS)
-        .lease("1s")
-        .start()
-        .await;
-    let balancer = Arc::new(Balancer::start(vec![cluster.address_of(0)]).await);
+    let builder = Cluster::builder().sim(sim).slots(16).workers(WORKERS);
+    let mut stage = Stage::start(builder).await;
     let plan = Plan::mixed(size.seed, Pace::Clients(if size.short { 12 } else { 24 }));
-    let load = Load::start(&cluster, &balancer, plan).await;
-    kill(&mut cluster, &load.history(), size).await;
+    let load = Load::start(&stage.cluster, &stage.balancer, plan).await;
+    let history = load.history();
+    let mut random = Random::new(size.seed, u64::MAX);
+    let until = Instant::now() + size.span(6, 60);
+    while Instant::now() < until {
+        sleep(random.span(PAUSE)).await;
+        let Some(victim) = busy(&stage.cluster, &mut random).await else {
+            continue;
+        };
+        match fault {
+            Fault::Kill => stage.kill_worker(victim, Duration::ZERO, &history).await,
+            Fault::Freeze => {
+                let span = random.span(FROZEN);
+                stage.freeze_worker(victim, span, &history).await;
+            }
+        }
+    }
     let history = load.stop().await;
     // A completion that lost its worker may run out of its two seconds; three lost workers in a row may happen too.
-    let checker = Checker::new("worker-kill", size).allow(&["expired", "failed: workers_lost"]);
-    let mut report = checker.check(&cluster, &history).await;
+    let checker = Checker::new(name, size).allow(&["expired", "failed: workers_lost"]);
+    let mut report = checker.check(&stage.cluster, &history).await;
     let most = (LEASE + BESIDE_THE_LEASE).as_millis() as u64;
     let gap = report.counts.longest_gap_ms;
     report.demand(gap <= most, || {
         format!("a stream stood still for {gap} ms, longer than {most} ms")
     });
-    let continued = cluster.sim.stats().continued;
+    let continued = stage.cluster.sim.stats().continued;
     report.figure("answers continued", continued.to_string());
     report.demand(continued > 0, || "no answer was continued".to_owned());
-    report.finish(cluster)
-}
-
-async fn kill(cluster: &mut Cluster, history: &History, size: Size) {
-    let mut random = Random::new(size.seed, u64::MAX);
-    let until = Instant::now() + size.span(6, 60);
-    while Instant::now() < until {
-        sleep(random.span(PAUSE)).await;
-        let victim = random.below(WORKERS);
-        let from = history.now();
-        cluster.kill_worker(victim).await;
-        history.struck(Strike::KillWorker(victim), from);
-        cluster.worker(victim).again();
-        cluster.worker_ready(victim, PATIENCE).await;
-    }
+    report.finish(stage.cluster)
 }

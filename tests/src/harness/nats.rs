@@ -154,6 +154,15 @@ impl Nats {
         self.kill_server(0).await;
     }
 
+    /// Asks the first server to end, and waits until it has.
+    ///
+    /// # Panics
+    /// It does not end in time.
+    pub async fn stop(&mut self) {
+        // Its exit status tells nothing: it is 1 after a signal, whatever happened.
+        let _status = self.servers[0].program.terminate().await;
+    }
+
     /// Starts the first server again and waits until it answers.
     ///
     /// # Panics
