@@ -30,6 +30,7 @@ use crate::request::ExchangeError;
 use estimate::Free;
 use line::Load;
 pub use line::{Line, Place};
+use share::{Contest, People};
 
 /// Least `Retry-After`.
 const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -93,6 +94,8 @@ struct Prospect {
     first_byte: f64,
     /// Slots that its lane may have.
     slots: f64,
+    /// Of these, those that nobody has or waits for.
+    idle: f64,
 }
 
 impl Admission {
@@ -165,13 +168,19 @@ impl Admission {
             return Err(overloaded(
                 "lane_full",
                 format!("too much work is waiting for model {model}; try again later"),
-                Duration::from_secs_f64(late * RETRY_MARGIN),
+                Duration::from_secs_f64(late),
             ));
         }
-        if prospect.wait > 0.0 {
+        if People::is_contested(prospect.slots, prospect.idle) {
             let stands_back = line.with(feature.lane, |lane| {
+                let contest = Contest {
+                    slots: prospect.slots,
+                    idle: prospect.idle,
+                    slot_time: lane.slot_time(),
+                    part: lane.part(),
+                };
                 let lately = lane.lately();
-                lane.people.stands_back(asker.key, prospect.slots, lately, now)
+                lane.people.stands_back(asker.key, &contest, lately, now)
             });
             if let Some(oldest) = stands_back {
                 return Err(overloaded(
@@ -249,15 +258,14 @@ impl Admission {
             pool.add(&self.line(model).loads(now), *part);
         }
         let slots = f64::from(capacity.slots);
-        let (wait, slots) = match lane {
-            Lane::Keystroke => (pool.first_lane(slots), slots),
+        let prospect = match lane {
+            Lane::Keystroke => pool.first_lane(slots),
             Lane::Interactive => pool.lower_lane(slots, f64::from(capacity.kept), 1),
             Lane::Background => pool.lower_lane(slots, f64::from(capacity.kept), 2),
         };
         Prospect {
-            wait,
             first_byte,
-            slots,
+            ..prospect
         }
     }
 
@@ -316,7 +324,7 @@ impl Pool {
     }
 
     /// Keystroke may have every slot, and is offered all but the lower lanes' share first.
-    fn first_lane(&self, slots: f64) -> f64 {
+    fn first_lane(&self, slots: f64) -> Prospect {
         let idle = slots - self.running.iter().sum::<f64>();
         let lower_waits = self.queued[1] + self.queued[2] > 0.0;
         let share = if lower_waits {
@@ -325,12 +333,17 @@ impl Pool {
             1.0
         };
         let all = self.slots.iter().flatten().copied();
-        wait(self.queued[0] * share, self.slot_time(0..=0), all, idle)
+        Prospect {
+            wait: wait(self.queued[0] * share, self.slot_time(0..=0), all, idle),
+            first_byte: 0.0,
+            slots,
+            idle: idle - self.queued[0],
+        }
     }
 
     /// The lanes below share what keystroke leaves them: never the slots that
-    /// are kept for it, but always a few. The wait, and the slots they share.
-    fn lower_lane(&self, slots: f64, kept: f64, lane: usize) -> (f64, f64) {
+    /// are kept for it, but always a few.
+    fn lower_lane(&self, slots: f64, kept: f64, lane: usize) -> Prospect {
         let keystroke = self.running[0] + self.queued[0];
         let least = (slots / LOWER_FIRST_EVERY).max(1.0).min(slots);
         let serving = (slots - keystroke.max(kept)).clamp(least, slots);
@@ -349,7 +362,12 @@ impl Pool {
         let idle = serving - running * scale - lent.count;
         let ahead: f64 = self.queued[1..=lane].iter().sum();
         let busy = below.chain(std::iter::once(lent));
-        (wait(ahead, self.slot_time(1..=lane), busy, idle), serving)
+        Prospect {
+            wait: wait(ahead, self.slot_time(1..=lane), busy, idle),
+            first_byte: 0.0,
+            slots: serving,
+            idle: idle - ahead,
+        }
     }
 
     /// The mean slot time of what is queued in these lanes.
@@ -378,7 +396,7 @@ fn after(due: Option<Instant>, now: Instant) -> Duration {
 
 fn overloaded(reason: &'static str, message: impl Into<String>, retry_after: Duration) -> ExchangeError {
     ExchangeError {
-        retry_after: Some(retry_after.max(MIN_RETRY_AFTER)),
+        retry_after: Some(retry_after.mul_f64(RETRY_MARGIN).max(MIN_RETRY_AFTER)),
         ..ExchangeError::new(FailureKind::Overloaded, reason, message)
     }
 }

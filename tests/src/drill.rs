@@ -11,20 +11,26 @@ mod broker_kill;
 mod cancel;
 pub mod checker;
 mod disk_full;
+mod fairness;
 pub mod history;
 pub mod kind;
+mod large_refusal;
 pub mod load;
 mod mix;
 mod nats_cluster;
 mod nats_deleted;
 mod nats_server;
+mod overload;
 mod partition;
+pub mod plot;
 mod poison;
+pub mod pressure;
 mod queue_trouble;
 pub mod random;
 pub mod real_cuts;
 pub mod report;
 mod retries;
+mod retry_after;
 mod rolling_restart;
 mod scale_out;
 mod slots_auto;
@@ -32,7 +38,6 @@ mod slow_reader;
 pub mod stage;
 mod store_restored;
 mod worker_kill;
-
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -198,6 +203,8 @@ pub const ALL: &[Drill] = &[
         name: "slow-reader",
         shows: "clients that stop reading cost bounded memory and no GPU, and nobody else notices",
         run: |size| slow_reader::run(size).boxed_local(),
+    },
+    Drill {
         name: "poison",
         shows: "a request that kills its workers takes down no more than it has attempts",
         run: |size| poison::run(size).boxed_local(),
@@ -211,6 +218,26 @@ pub const ALL: &[Drill] = &[
         name: "mix",
         shows: "random kills, freezes and hang-ups: nothing lost, doubled, corrupted, leaked or left running",
         run: |size| mix::run(size).boxed_local(),
+    },
+    Drill {
+        name: "retry-after",
+        shows: "a retry at the stated time is admitted, one at 70 % of it is refused",
+        run: |size| retry_after::run(size).boxed_local(),
+    },
+    Drill {
+        name: "large-refusal",
+        shows: "a refusal reaches a client that is still sending 2.5 MB, and costs next to nothing",
+        run: |size| large_refusal::run(size).boxed_local(),
+    },
+    Drill {
+        name: "overload",
+        shows: "twice and five times too much: all that the slots can do is in time, the rest is refused at once",
+        run: |size| overload::run(size).boxed_local(),
+    },
+    Drill {
+        name: "fairness",
+        shows: "one person asks fifty times as much as nine others, who hardly notice",
+        run: |size| fairness::run(size).boxed_local(),
     },
 ];
 

@@ -17,6 +17,9 @@ const GUESS: [Duration; 3] = [
     Duration::from_secs(2),
     Duration::from_secs(2),
 ];
+/// How much of what a look at the queue shows goes into the mean of this
+/// broker's part: a second's looks under pressure.
+const PART_STEP: f64 = 0.1;
 /// Points that stand for the slots of a lane in an estimate, at most.
 const POINTS: usize = 64;
 
@@ -40,6 +43,8 @@ pub(super) struct LaneState {
     /// When each of this broker's requests that a worker has was taken, oldest first.
     running: VecDeque<Instant>,
     others: Others,
+    /// This broker's part of all in line, averaged over a while.
+    part: f64,
     slot_time: Usual,
     first_byte: Usual,
     pub(super) people: People,
@@ -93,6 +98,7 @@ impl LaneState {
             unstored: 0,
             running: VecDeque::new(),
             others: Others::default(),
+            part: 1.0,
             slot_time: Usual::new(GUESS[lane]),
             first_byte: Usual::new(Duration::ZERO),
             people: People::default(),
@@ -147,6 +153,11 @@ impl LaneState {
         share::lately(self.slot_time.seconds())
     }
 
+    /// This broker's part of all that is in line.
+    pub(super) fn part(&self) -> f64 {
+        self.part
+    }
+
     pub(super) fn slot_time(&self) -> f64 {
         self.slot_time.seconds()
     }
@@ -189,6 +200,9 @@ impl Line {
                 queued: others - running,
                 running,
             };
+            if own + others > 0 {
+                lane.part += (real(own) / real(own + others) - lane.part) * PART_STEP;
+            }
         });
     }
 

@@ -1,12 +1,18 @@
 //! Who holds how much of one lane and model, and who has to stand back when
 //! people compete for it.
 //!
-//! A person may use whatever slots are idle. When none is, one who has lately
-//! had clearly more than an equal share gives way to the others: of such a
-//! person only `slots ÷ active people`, at least one, may be queued or running.
-//! Lately is what decides, not the moment: of ten people who ask equally often
-//! some hold two slots while others hold none, and nobody is to be refused for
-//! that.
+//! A person may use whatever slots are idle. When hardly any is, one who has
+//! lately had clearly more than an equal share gives way to the others: of such
+//! a person only `slots ÷ active people`, at least one, may be queued or
+//! running, and no more often than an equal share of the slots serves. Lately is
+//! what decides, not the moment: of ten people who ask equally often some hold
+//! two slots while others hold none, and nobody is to be refused for that.
+//!
+//! One slot in [`SPARE_ONE_IN`], at least one, is not lent to such a person:
+//! with every slot always taken the others would always have to wait for one.
+//!
+//! A broker knows its own requests only. Its part of the line, which it knows,
+//! stands for its part of what each person has.
 //!
 //! A service client (an API token, or GitLab without a person) is many people
 //! at once: it counts as limit ÷ [`PERSON_LIMIT`] people, but never as more
@@ -23,6 +29,8 @@ use crate::caller::PERSON_LIMIT;
 /// More than this many equal shares is clearly more. Ten people who ask
 /// equally often stay below it by chance alone.
 const CLEARLY_MORE: f64 = 1.5;
+/// Of so many slots one is left to people who have no more than their share.
+const SPARE_ONE_IN: f64 = 8.0;
 /// Lately: so many slot times, within these bounds, in seconds.
 const LATELY_SLOT_TIMES: f64 = 16.0;
 const LATELY_LEAST: f64 = 5.0;
@@ -47,6 +55,8 @@ struct Person {
     open: Vec<(FeatureName, BTreeMap<u64, Instant>)>,
     held: usize,
     use_: Use,
+    /// When a request was last admitted.
+    entered: Instant,
 }
 
 /// Slots in use, averaged over lately.
@@ -119,6 +129,7 @@ impl People {
                     average: 0.0,
                     at: now,
                 },
+                entered: now,
             };
             self.by_key.insert(key.to_owned(), newcomer);
             self.counted = None;
@@ -128,6 +139,7 @@ impl People {
         };
         person.limit = limit;
         person.held += 1;
+        person.entered = now;
         match person.open.iter_mut().find(|(name, _)| name == feature) {
             Some((_, open)) => {
                 open.insert(ticket, due);
@@ -181,12 +193,12 @@ impl People {
         (open.map_or(0, BTreeMap::len), oldest)
     }
 
-    /// Has `key` to stand back where others compete with it for `slots`? Then
-    /// when its oldest request should be over.
+    /// Has `key` to stand back where others compete with it? Then when its
+    /// oldest request should be over.
     pub(super) fn stands_back(
         &mut self,
         key: &str,
-        slots: f64,
+        contest: &Contest,
         lately: f64,
         now: Instant,
     ) -> Option<Option<Instant>> {
@@ -195,13 +207,26 @@ impl People {
         person.use_.turn(now, lately);
         let weight = person.weight(active.people);
         let equal = weight / active.weight.max(weight);
-        let has_more = person.use_.average > CLEARLY_MORE * equal * active.average.max(person.use_.average);
-        let cap = (slots * equal).floor().max(1.0);
+        let everybody = active.average.max(person.use_.average);
+        if person.use_.average <= CLEARLY_MORE * equal * everybody {
+            return None;
+        }
+        let share = (contest.slots * equal).max(f64::MIN_POSITIVE);
         #[expect(clippy::cast_precision_loss, reason = "nobody has 2^52 requests")]
-        let holds_more = person.held as f64 >= cap;
+        let has_room = (person.held as f64) < share.floor().max(1.0);
+        let spare = (contest.slots / SPARE_ONE_IN).floor().max(1.0);
+        let since = now.saturating_duration_since(person.entered).as_secs_f64();
+        let in_turn = since * share * contest.part >= contest.slot_time;
+        if contest.idle >= 1.0 + spare || (has_room && (contest.idle >= 1.0 || in_turn)) {
+            return None;
+        }
         let oldest = person.open.iter().filter_map(|(_, open)| open.first_key_value());
-        let oldest = oldest.min_by_key(|(ticket, _)| **ticket).map(|(_, due)| *due);
-        (has_more && holds_more).then_some(oldest)
+        Some(oldest.min_by_key(|(ticket, _)| **ticket).map(|(_, due)| *due))
+    }
+
+    /// Is it worth asking who stands back?
+    pub(super) fn is_contested(slots: f64, idle: f64) -> bool {
+        idle < 1.0 + (slots / SPARE_ONE_IN).floor().max(1.0)
     }
 
     /// The active ones together; whoever is not any more is forgotten.
@@ -235,6 +260,19 @@ impl People {
     }
 }
 
+/// What people compete for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Contest {
+    /// Slots of the lane.
+    pub(super) slots: f64,
+    /// Of these, those that nobody has or waits for.
+    pub(super) idle: f64,
+    /// Seconds that a slot is held.
+    pub(super) slot_time: f64,
+    /// This broker's part of all that is in line.
+    pub(super) part: f64,
+}
+
 /// A change of a request that is under way.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Turn {
@@ -249,6 +287,16 @@ mod tests {
 
     fn feature() -> FeatureName {
         FeatureName::parse("duo_chat").expect("a name")
+    }
+
+    /// So many slots, all of them taken; what is asked for comes at once.
+    fn contest(slots: f64) -> Contest {
+        Contest {
+            slots,
+            idle: 0.0,
+            slot_time: 1e9,
+            part: 1.0,
+        }
     }
 
     /// `key` holds `slots` slots from `start` on.
@@ -271,9 +319,33 @@ mod tests {
         hold(&mut people, "one", PERSON_LIMIT, 2, start);
         hold(&mut people, "two", PERSON_LIMIT, 1, start);
         let now = start + Duration::from_secs(10);
-        assert!(people.stands_back("greedy", 8.0, 5.0, now).is_some());
-        assert!(people.stands_back("one", 8.0, 5.0, now).is_none());
-        assert!(people.stands_back("stranger", 8.0, 5.0, now).is_none());
+        assert!(people.stands_back("greedy", &contest(8.0), 5.0, now).is_some());
+        assert!(people.stands_back("one", &contest(8.0), 5.0, now).is_none());
+        assert!(people.stands_back("stranger", &contest(8.0), 5.0, now).is_none());
+    }
+
+    #[test]
+    fn slots_are_lent_but_not_the_last_one_and_an_equal_share_is_always_there() {
+        let (mut people, start) = (People::default(), Instant::now());
+        hold(&mut people, "greedy", PERSON_LIMIT, 1, start);
+        hold(&mut people, "other", PERSON_LIMIT, 1, start);
+        hold(&mut people, "greedy", PERSON_LIMIT, 5, start);
+        let now = start + Duration::from_secs(10);
+        let with = |idle, slot_time, part| Contest {
+            idle,
+            slot_time,
+            part,
+            ..contest(16.0)
+        };
+        let mut stands = |contest| people.stands_back("greedy", &contest, 5.0, now).is_some();
+        assert!(!stands(with(3.0, 1e9, 1.0)), "three are idle and two are left");
+        assert!(!stands(with(2.0, 1e9, 1.0)), "it has fewer than its eight");
+        assert!(stands(with(0.0, 1e9, 1.0)));
+        assert!(!stands(with(0.0, 79.0, 1.0)), "ten seconds, eight slots");
+        assert!(
+            stands(with(0.0, 79.0, 0.5)),
+            "the other broker lets it in as well"
+        );
     }
 
     #[test]
@@ -281,7 +353,7 @@ mod tests {
         let (mut people, start) = (People::default(), Instant::now());
         hold(&mut people, "alone", PERSON_LIMIT, 8, start);
         let now = start + Duration::from_secs(60);
-        assert!(people.stands_back("alone", 1.0, 5.0, now).is_none());
+        assert!(people.stands_back("alone", &contest(1.0), 5.0, now).is_none());
     }
 
     #[test]
@@ -298,14 +370,14 @@ mod tests {
             "{active:?}"
         );
         assert!(
-            people.stands_back("service", 16.0, 5.0, now).is_none(),
+            people.stands_back("service", &contest(16.0), 5.0, now).is_none(),
             "half is its share"
         );
         let (mut people, start) = (People::default(), Instant::now());
         hold(&mut people, "service", 1000, 15, start);
         hold(&mut people, "person", PERSON_LIMIT, 1, start);
         let now = start + Duration::from_secs(10);
-        assert!(people.stands_back("service", 16.0, 5.0, now).is_some());
+        assert!(people.stands_back("service", &contest(16.0), 5.0, now).is_some());
     }
 
     #[test]

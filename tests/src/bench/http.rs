@@ -23,6 +23,17 @@ pub struct Connection {
     rest: Rest,
     /// The server will close the connection after this answer.
     pub closing: bool,
+    /// What the last answer's head says of a refusal.
+    pub refusal: Refusal,
+}
+
+/// What an answer's head says of a refusal.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Refusal {
+    /// `Retry-After`, in seconds.
+    pub retry_after: Option<u64>,
+    /// `X-Duo-Reason`.
+    pub reason: Option<String>,
 }
 
 /// What is still to come of a body.
@@ -48,6 +59,7 @@ impl Connection {
             lent: 0,
             rest: Rest::Nothing,
             closing: false,
+            refusal: Refusal::default(),
         })
     }
 
@@ -69,6 +81,7 @@ impl Connection {
         let status = status(&self.buffer[..line])?;
         self.buffer.advance(line);
         self.rest = Rest::Nothing;
+        self.refusal = Refusal::default();
         let mut framed = status == 204 || status == 304;
         loop {
             let line = self.line().await?;
@@ -83,6 +96,10 @@ impl Connection {
                 (self.rest, framed) = (Rest::ChunkSize, true);
             } else if name.eq_ignore_ascii_case("connection") {
                 self.closing = value.eq_ignore_ascii_case("close");
+            } else if name.eq_ignore_ascii_case("retry-after") {
+                self.refusal.retry_after = value.parse().ok();
+            } else if name.eq_ignore_ascii_case("x-duo-reason") {
+                self.refusal.reason = Some(value.to_owned());
             }
         }
         if framed {

@@ -26,6 +26,12 @@ impl Random {
         self.0.random_range(0..end)
     }
 
+    /// The time until the next of events that happen at `rate` a second, each on its own.
+    pub fn until_next(&mut self, rate: f64) -> Duration {
+        let fraction: f64 = self.0.random_range(f64::MIN_POSITIVE..1.0);
+        Duration::from_secs_f64(-fraction.ln() / rate)
+    }
+
     /// A span between two.
     pub fn span(&mut self, range: Range<Duration>) -> Duration {
         self.0.random_range(range)

@@ -32,6 +32,9 @@ pub struct Report {
     pub figures: Vec<(String, String)>,
     /// What must not be, and was.
     pub breaches: Vec<String>,
+    /// A picture of it, as SVG.
+    #[serde(skip)]
+    pub plot: Option<String>,
     /// Where the logs are, when they were kept.
     pub logs: Option<PathBuf>,
 }
