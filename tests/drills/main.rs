@@ -87,16 +87,6 @@ async fn a_retry_at_the_stated_time_is_admitted_and_an_earlier_one_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refusal_reaches_a_client_that_is_still_sending() {
-    passes("large-refusal").await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn too_much_work_is_refused_and_the_rest_is_in_time() {
     passes("overload").await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_person_who_asks_too_often_hardly_delays_others() {
-    passes("fairness").await;
 }

@@ -12,8 +12,8 @@ use super::Size;
 use super::pressure::{Fate, Range, Source, quantile};
 use super::report::{Report, millis};
 use crate::bench::cpu::{Process, Usage};
-use crate::harness::Cluster;
 use crate::harness::cluster::{chat, completion};
+use crate::harness::{Cluster, PATIENCE, until};
 use crate::sim::Settings;
 
 /// Clients that send much.
@@ -47,13 +47,22 @@ pub(super) async fn run(size: Size) -> Report {
                 "model": "mistral", "acknowledge": "drill", "lane": "interactive", "first_byte_within": "2s",
                 "end_within": "60s",
             });
-            for feature in ["generate_commit_message", "code_completion"] {
-                config["features"][feature] = hurry.clone();
-            }
+            config["features"]["generate_commit_message"] = hurry.clone();
+            config["features"]["code_completion"] = hurry;
+            // On the same server, so what waits for the one model stands before the other's requests too.
+            config["features"]["code_completion"]["model"] = "codegemma".into();
             config["features"]["openai_chat"] = json!({"first_byte_within": "2s"});
         })
         .start()
         .await;
+    // Requests wait for a worker that may still come, whatever the line, until there has been one.
+    until("the broker knows its worker", PATIENCE, async || {
+        match cluster.metric("duo_serving_slots").await? {
+            known if known > 0.0 => Ok(()),
+            none => Err(none.to_string()),
+        }
+    })
+    .await;
     let began = Instant::now();
     let range = Range::new(vec![cluster.address_of(0)], Duration::from_secs(60));
     // Somebody patient stands before everybody else.
