@@ -38,18 +38,15 @@ struct Arguments {
     /// How many of them are kills
     #[arg(long, value_name = "N")]
     kills: Option<u64>,
-<<<<<<< HEAD
     /// The real model server of real-cuts: llama or vllm
     #[arg(long, value_name = "KIND", default_value = "llama", value_parser = model_server)]
     kind: Kind,
     /// Cuts that real-cuts makes
     #[arg(long, value_name = "N")]
     cuts: Option<u64>,
-=======
     /// Write the picture of the drill here, as SVG, if it draws one
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
->>>>>>> 28680c3 (Drill overload, fairness, retries and large refusals)
     /// Also write the results here, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,

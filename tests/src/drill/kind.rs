@@ -67,11 +67,6 @@ impl Kind {
         !matches!(self, Self::Keystroke | Self::Chat | Self::Prompt)
     }
 
-    /// Does its answer come as plain text, which can only be cut when it cannot be finished?
-    pub fn is_raw(self) -> bool {
-        matches!(self, Self::KeystrokeStream | Self::PromptStream)
-    }
-
     /// The body of the request with this id, whose answer is `words` words long where the client may say so.
     pub fn body(self, id: &str, words: usize) -> Value {
         match self {
