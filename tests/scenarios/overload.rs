@@ -205,3 +205,121 @@ async fn a_model_server_that_is_overloaded_is_told_in_each_clients_words() {
     assert_eq!(event["type"], "error", "{chat}");
     cluster.assert_clean().await;
 }
+
+/// One more completion by `user`, of a file of its own.
+fn typed(user: &str, number: usize) -> (String, Value) {
+    let mut body = completion("x = ", false);
+    body["current_file"]["file_name"] = format!("{user}{number}.py").into();
+    (user.to_owned(), body)
+}
+
+/// Slow enough that nothing ends while a test looks.
+fn slow() -> Settings {
+    Settings {
+        ttft_ms: 60_000,
+        ..Settings::default()
+    }
+}
+
+/// Asks in the background.
+fn ask(
+    cluster: &Cluster,
+    (user, body): (String, Value),
+) -> tokio::task::JoinHandle<Result<duo_system_tests::harness::Opened, String>> {
+    tokio::spawn(cluster.rails("/v2/code/completions", &user, &body).try_open())
+}
+
+/// The refusal of one more request has this reason in the answer, the metrics and the audit record.
+async fn refused_for(cluster: &Cluster, reason: &str, (user, body): (String, Value)) {
+    let call = cluster.rails("/v2/code/completions", &user, &body);
+    let answer = call.header("x-request-id", reason).send().await.good();
+    assert_eq!(answer.json()["choices"], json!([]), "{answer}");
+    assert_eq!(answer.header("x-duo-reason"), reason, "{answer}");
+    let end = cluster.end_of(reason).await;
+    assert_eq!(end, ("refused".to_owned(), Some(reason.to_owned())));
+    let metrics = cluster.metrics().await.expect("the broker answers");
+    let series = format!("duo_refusals_total{{reason=\"{reason}\"}} 1");
+    assert!(metrics.contains(&series), "{reason}: {metrics}");
+}
+
+#[tokio::test]
+async fn who_has_more_than_a_share_gives_way_when_others_wait() {
+    let cluster = Cluster::builder()
+        .sim(slow())
+        .slots(2)
+        .configure(|config| {
+            config["features"]["code_completion"] =
+                json!({"model": "codegemma", "first_byte_within": "50s", "end_within": "60s"});
+        })
+        .start()
+        .await;
+    let greedy: Vec<_> = (0..7)
+        .map(|number| ask(&cluster, typed("greedy", number)))
+        .collect();
+    cluster.sim_shows(|stats| stats.running == 2).await;
+    cluster.queued(7).await;
+    let other = ask(&cluster, typed("other", 0));
+    cluster.queued(8).await;
+    refused_for(&cluster, "fair_share", typed("greedy", 7)).await;
+    let second = ask(&cluster, typed("other", 1));
+    cluster.queued(9).await;
+    greedy.iter().for_each(tokio::task::JoinHandle::abort);
+    other.abort();
+    second.abort();
+    drop((greedy, other, second));
+    cluster.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_full_stream_says_so() {
+    let cluster = Cluster::builder()
+        .sim(slow())
+        .slots(1)
+        .broker_env("DUO_LIVE_MAX_MESSAGES", "4")
+        .configure(|config| {
+            config["features"]["code_completion"] =
+                json!({"model": "codegemma", "first_byte_within": "50s", "end_within": "60s"});
+        })
+        .start()
+        .await;
+    let asked: Vec<_> = (0..4)
+        .map(|number| ask(&cluster, typed(&format!("person{number}"), 0)))
+        .collect();
+    cluster.queued(4).await;
+    refused_for(&cluster, "stream_full", typed("last", 0)).await;
+    asked.iter().for_each(tokio::task::JoinHandle::abort);
+    drop(asked);
+    cluster.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_full_lane_says_so() {
+    let cluster = Cluster::builder()
+        .sim(slow())
+        .slots(1)
+        .configure(|config| {
+            config["features"]["code_completion"] =
+                json!({"model": "codegemma", "first_byte_within": "50s", "end_within": "60s"});
+            config["features"]["git_suggestions"] = json!({
+                "model": "mistral", "acknowledge": "system tests", "lane": "keystroke", "first_byte_within": "2s",
+                "end_within": "60s",
+            });
+        })
+        .start()
+        .await;
+    // Half a second each is what is guessed of a completion: the last would wait for about four.
+    let asked: Vec<_> = (0..8)
+        .map(|number| ask(&cluster, typed(&format!("person{number}"), 0)))
+        .collect();
+    cluster.queued(8).await;
+    // Of another model on the same server: the slots are the same.
+    let inputs = json!({"inputs": {"prompt": "undo a commit"}});
+    let hurry = cluster.rails("/v1/prompts/glab_ask_git_command", "hurry", &inputs);
+    let refused = hurry.header("x-request-id", "hurry").send().await;
+    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS, "{refused}");
+    assert_eq!(refused.header("x-duo-reason"), "lane_full", "{refused}");
+    assert_eq!(cluster.end_of("hurry").await.1.as_deref(), Some("lane_full"));
+    asked.iter().for_each(tokio::task::JoinHandle::abort);
+    drop(asked);
+    cluster.assert_clean().await;
+}
