@@ -90,3 +90,28 @@ async fn a_retry_at_the_stated_time_is_admitted_and_an_earlier_one_is_not() {
 async fn too_much_work_is_refused_and_the_rest_is_in_time() {
     passes("overload").await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_workers_answers_go_on() {
+    passes("worker-kill").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_workers_answers_go_on_and_it_changes_nothing_when_it_thaws() {
+    passes("worker-freeze").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_kills_its_workers_takes_down_only_so_many() {
+    passes("poison").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn random_faults_over_a_mixed_load_break_no_promise() {
+    passes("mix").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_breaker_keeps_a_failing_server_from_everybody() {
+    passes("breaker").await;
+}
