@@ -8,6 +8,7 @@ use async_nats::jetstream;
 use duo_contract::subject::{AUDIT_STREAM, LIVE_STREAM};
 use futures_util::TryStreamExt as _;
 use sqlx::Row as _;
+use time::OffsetDateTime;
 use tokio::time::{Instant, sleep};
 
 use super::Size;
@@ -22,6 +23,8 @@ const REST: Duration = Duration::from_secs(40);
 const LOOK: Duration = Duration::from_millis(50);
 /// A broker that dies so soon after an answer has not always told NATS of its end.
 const UNTOLD: Duration = Duration::from_secs(2);
+/// A connection that no broker took was to go to one that was killed about then.
+const UNREACHED: Duration = Duration::from_secs(1);
 
 /// What a drill demands beside the promises that hold in every drill.
 #[derive(Debug)]
@@ -34,7 +37,8 @@ pub struct Checker {
 #[derive(Debug, Default)]
 struct Recorded {
     requests: Vec<String>,
-    broker: String,
+    /// The broker that admitted it, and when.
+    admitted: Option<(usize, OffsetDateTime)>,
     ends: Vec<String>,
 }
 
@@ -88,10 +92,17 @@ impl Checker {
         counts.requests += 1;
         let none = Recorded::default();
         let recorded = recorded.unwrap_or(&none);
+        // The balancer may not know yet which broker has a client that left at once, and a broker that was frozen or
+        // just starting heard of the client after it had left.
+        let admitted = recorded.admitted.map(|(number, at)| (number, history.at(at)));
         let died = |slack| {
-            asked
-                .broker
-                .is_some_and(|number| history.broker_died(number, asked.sent, asked.ended + slack))
+            let owner = admitted.map(|(number, _)| number).or(asked.broker);
+            let until = admitted.map_or(asked.ended, |(_, at)| at.max(asked.ended)) + slack;
+            match owner {
+                Some(number) => history.broker_died(number, asked.sent, until),
+                // It never reached one; the one that it was to reach has just gone.
+                None => history.some_broker_died(asked.sent.saturating_sub(UNREACHED), until + UNREACHED),
+            }
         };
         let told = recorded.ends.first().map(String::as_str);
         let abandoned = told.is_some_and(|told| told.starts_with("abandoned"));
@@ -121,6 +132,8 @@ impl Checker {
                 }
             }
             End::Cut if died(Duration::ZERO) => counts.cut += 1,
+            // It was thawed after the deadline and died before it could tell NATS.
+            End::Cut if asked.kind.is_raw() && abandoned && died(UNTOLD) => counts.cut += 1,
             // A raw stream has no other way to say that it is not whole.
             End::Cut if asked.kind.is_raw() && told.is_some_and(|told| allows(&self.allowed, told)) => {
                 counts.failed += 1;
@@ -255,8 +268,15 @@ async fn unacknowledged(cluster: &Cluster) -> Result<f64, String> {
         .sum())
 }
 
+/// The number of the broker, from 0, whose instance has this name: the second is `b2`, and each start adds to it.
+fn number_of(instance: &str) -> Option<usize> {
+    let name = instance.split('-').next()?;
+    let number: usize = name.strip_prefix('b')?.parse().ok()?;
+    number.checked_sub(1)
+}
+
 async fn recorded(cluster: &Cluster) -> HashMap<String, Recorded> {
-    let sql = "SELECT correlation_id, request_id::text, kind, broker, outcome, reason FROM audit_events \
+    let sql = "SELECT correlation_id, request_id::text, kind, broker, outcome, reason, occurred_at FROM audit_events \
          WHERE correlation_id IS NOT NULL ORDER BY occurred_at";
     let rows = sqlx::query(sql).fetch_all(cluster.database.pool()).await;
     let mut all: HashMap<String, Recorded> = HashMap::new();
@@ -266,8 +286,9 @@ async fn recorded(cluster: &Cluster) -> HashMap<String, Recorded> {
         if !entry.requests.contains(&request) {
             entry.requests.push(request);
         }
-        entry.broker = row.get(3);
-        if row.get::<&str, _>(2) == "ended" {
+        if row.get::<&str, _>(2) == "admitted" {
+            entry.admitted = number_of(row.get(3)).map(|number| (number, row.get(6)));
+        } else {
             let (outcome, reason): (String, Option<String>) = (row.get(4), row.get(5));
             entry.ends.push(match reason {
                 Some(reason) => format!("{outcome}: {reason}"),

@@ -5,6 +5,8 @@ use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use time::OffsetDateTime;
+
 use super::kind::Kind;
 
 /// One request from its client's side; times count from the history's beginning.
@@ -78,6 +80,7 @@ pub enum Strike {
 #[derive(Debug)]
 pub struct History {
     began: Instant,
+    began_at: OffsetDateTime,
     asked: Mutex<Vec<Asked>>,
     strikes: Mutex<Vec<(Duration, Duration, Strike)>>,
 }
@@ -86,6 +89,7 @@ impl Default for History {
     fn default() -> Self {
         Self {
             began: Instant::now(),
+            began_at: OffsetDateTime::now_utc(),
             asked: Mutex::default(),
             strikes: Mutex::default(),
         }
@@ -96,6 +100,11 @@ impl History {
     /// Now, as the history counts.
     pub fn now(&self) -> Duration {
         self.began.elapsed()
+    }
+
+    /// A moment of the clock on the wall, as the history counts; zero for one before it began.
+    pub fn at(&self, moment: OffsetDateTime) -> Duration {
+        Duration::try_from(moment - self.began_at).unwrap_or_default()
     }
 
     /// Keeps a request that is over.
@@ -127,6 +136,13 @@ impl History {
     pub fn broker_died(&self, number: usize, from: Duration, until: Duration) -> bool {
         lock(&self.strikes).iter().any(|(began, over, strike)| {
             *strike == Strike::KillBroker(number) && *began <= until && *over >= from
+        })
+    }
+
+    /// Was any broker being killed at some time between the two?
+    pub fn some_broker_died(&self, from: Duration, until: Duration) -> bool {
+        lock(&self.strikes).iter().any(|(began, over, strike)| {
+            matches!(strike, Strike::KillBroker(_)) && *began <= until && *over >= from
         })
     }
 
