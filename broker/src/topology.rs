@@ -105,8 +105,8 @@ pub async fn ensure_model(nats: &Nats, queue: &QueueConfig, model: &ModelName) -
     Ok(())
 }
 
-/// Makes again what is missing, and writes nothing where nothing is: a server
-/// that has just come back has deliveries and acknowledgements to serve first.
+/// Makes again what is missing, removes what was acknowledged and is still there, and writes nothing where neither
+/// is: a server that has just come back has deliveries and acknowledgements to serve first.
 ///
 /// # Errors
 /// As [`ensure`] and [`ensure_model`].
@@ -124,10 +124,66 @@ pub async fn mend(nats: &Nats, queue: &QueueConfig, models: &[ModelName]) -> Res
     let live = models.iter().flat_map(|model| {
         Lane::LIVE.map(|lane| (subject::LIVE_STREAM, subject::consumer(lane, model).to_string()))
     });
+    let mut consumers = Vec::new();
     for (stream, consumer) in writer.chain(live) {
         let found: Result<PullConsumer, _> = context.get_consumer_from_stream(&consumer, stream).await;
-        if found.is_err() {
-            return mend_all(nats, queue, models).await;
+        match found {
+            Ok(consumer) => consumers.push(consumer),
+            Err(_) => return mend_all(nats, queue, models).await,
+        }
+    }
+    for stream in [subject::LIVE_STREAM, subject::AUDIT_STREAM] {
+        remove_acknowledged(&context, stream, &consumers).await?;
+    }
+    Ok(())
+}
+
+/// Removes the messages that a consumer has acknowledged and that the server has kept all the same, as it may when it
+/// dies before their removal is on disk. They are handed to nobody any more, and would take places of their sender's
+/// limit until they are too old.
+async fn remove_acknowledged(
+    context: &jetstream::Context,
+    name: &str,
+    consumers: &[PullConsumer],
+) -> Result<(), TopologyError> {
+    let stream = context
+        .get_stream(name)
+        .await
+        .map_err(|error| failed(name, &error))?;
+    let state = &stream.cached_info().state;
+    let infos: Vec<_> = consumers
+        .iter()
+        .map(|consumer| consumer.cached_info())
+        .filter(|info| info.stream_name == name)
+        .collect();
+    let awaited: u64 = infos
+        .iter()
+        .map(|info| info.num_pending + info.num_ack_pending as u64)
+        .sum();
+    if state.messages <= awaited {
+        return Ok(());
+    }
+    for info in infos {
+        // All that the consumer would ever hand out is above this.
+        let acknowledged = info.ack_floor.stream_sequence;
+        // Above the last message it tells of a stream that was there before.
+        if !(state.first_sequence..=state.last_sequence).contains(&acknowledged) {
+            continue;
+        }
+        let purged = stream
+            .purge()
+            .filter(&info.config.filter_subject)
+            .sequence(acknowledged + 1)
+            .await
+            .map_err(|error| failed(name, &error))?
+            .purged;
+        if purged > 0 {
+            tracing::warn!(
+                stream = name,
+                consumer = info.name,
+                messages = purged,
+                "removed messages that were acknowledged and still there"
+            );
         }
     }
     Ok(())

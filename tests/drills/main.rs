@@ -115,3 +115,38 @@ async fn random_faults_over_a_mixed_load_break_no_promise() {
 async fn a_breaker_keeps_a_failing_server_from_everybody() {
     passes("breaker").await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hanging_nats_server_is_told_and_loses_nothing() {
+    passes("nats-pause").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_leader_costs_an_election() {
+    passes("nats-leader-kill").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hanging_leader_costs_an_election() {
+    passes("nats-leader-pause").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_cut_off_from_nats_is_replaced() {
+    passes("partition-worker").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_cut_off_from_nats_tells_its_clients_and_goes_on() {
+    passes("partition-broker").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_line_makes_it_slower_and_nothing_else() {
+    passes("slow-network").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damaged_blocks_of_the_live_stream_cost_nothing() {
+    passes("store-damaged").await;
+}

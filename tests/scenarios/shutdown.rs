@@ -1,21 +1,27 @@
 //! SIGTERM: what has begun is finished, nothing new is taken.
 
-use duo_system_tests::harness::cluster::{answer_to, chat};
-use duo_system_tests::harness::{Cluster, PATIENCE, until};
+use std::time::Duration;
+
+use duo_system_tests::harness::cluster::{answer_to, chat, sum};
+use duo_system_tests::harness::{Cluster, PATIENCE, Program, until};
 use duo_system_tests::sim::Settings;
 use nix::sys::signal::Signal;
 
 const WORDS: usize = 40;
 
 async fn streaming() -> (Cluster, duo_system_tests::harness::Opened) {
+    streaming_words(WORDS, 1).await
+}
+
+async fn streaming_words(words: usize, workers: usize) -> (Cluster, duo_system_tests::harness::Opened) {
     let sim = Settings {
-        tokens: WORDS,
+        tokens: words,
         pace_ms: 50,
         ..Settings::default()
     };
-    let cluster = Cluster::builder().sim(sim).start().await;
+    let cluster = Cluster::builder().sim(sim).workers(workers).start().await;
     let mut stream = cluster
-        .openai("/v1/chat/completions", &chat("hello", WORDS, true))
+        .openai("/v1/chat/completions", &chat("hello", words, true))
         .open()
         .await;
     stream.until(|text| text.matches("data: ").count() > 5).await;
@@ -30,7 +36,7 @@ async fn a_broker_that_is_told_to_end_finishes_its_streams_first() {
     assert_eq!(answer.said(), answer_to("hello", WORDS));
     assert!(cluster.broker.ended().await.success());
     cluster.broker.again();
-    cluster.ready(duo_system_tests::harness::PATIENCE).await;
+    cluster.ready(PATIENCE).await;
     cluster.assert_clean().await;
 }
 
@@ -50,6 +56,55 @@ async fn a_worker_that_is_told_to_end_finishes_its_streams_first() {
     cluster.assert_clean().await;
 }
 
+/// Tells a program to end, and again once it has heard the first time: two signals that wait are one.
+async fn end_now(program: &mut Program) -> Duration {
+    let heard = |program: &Program| std::fs::read_to_string(program.log()).unwrap_or_default();
+    program.signal(Signal::SIGTERM);
+    until("it drains", PATIENCE, async || {
+        match heard(program).contains("signal received: draining") {
+            true => Ok(()),
+            false => Err("not yet".to_owned()),
+        }
+    })
+    .await;
+    let began = tokio::time::Instant::now();
+    program.signal(Signal::SIGTERM);
+    assert!(program.ended().await.success());
+    began.elapsed()
+}
+
+/// Far less than the grace and the answers of these tests last, 25 s and 50 s.
+const AT_ONCE: Duration = Duration::from_secs(8);
+
+#[tokio::test]
+async fn a_broker_that_is_told_twice_ends_at_once_with_an_error_and_a_record() {
+    let (mut cluster, stream) = streaming_words(1000, 1).await;
+    let took = end_now(&mut cluster.broker).await;
+    assert!(took < AT_ONCE, "{took:?}");
+    let answer = stream.rest().await;
+    assert!(!answer.looks_whole(), "{answer}");
+    assert!(answer.text().contains("\"error\""), "{answer}");
+    cluster.sim_shows(|stats| stats.running == 0).await;
+    cluster.queued(0).await;
+    cluster.broker.again();
+    cluster.ready(PATIENCE).await;
+    cluster.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_is_told_twice_ends_at_once_and_its_answer_goes_on_elsewhere() {
+    let (mut cluster, stream) = streaming_words(100, 2).await;
+    let first = cluster.worker_metrics(0).await.expect("it answers");
+    let busy = usize::from(sum(&first, "duo_worker_slots_in_use") == 0.0);
+    let took = end_now(cluster.worker(busy)).await;
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    let answer = stream.rest().await.good();
+    assert_eq!(answer.said(), answer_to("hello", 100));
+    cluster.sim_shows(|stats| stats.continued == 1).await;
+    cluster.restart_worker(busy).await;
+    cluster.assert_clean().await;
+}
+
 #[tokio::test]
 async fn idle_programs_end_at_once() {
     let mut cluster = Cluster::start().await;
@@ -58,7 +113,7 @@ async fn idle_programs_end_at_once() {
     assert!(cluster.worker(0).terminate().await.success());
     assert!(cluster.broker.terminate().await.success());
     let took = began.elapsed();
-    assert!(took < std::time::Duration::from_secs(8), "{took:?}");
+    assert!(took < Duration::from_secs(8), "{took:?}");
 }
 
 #[tokio::test]
@@ -93,11 +148,11 @@ async fn what_outlasts_a_brokers_grace_ends_with_an_error_and_a_record() {
     assert_eq!(queued.await.expect("an answer").status, 503);
     assert!(cluster.broker.ended().await.success());
     let took = began.elapsed();
-    assert!(took < std::time::Duration::from_secs(5), "{took:?}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
     cluster.sim_shows(|stats| stats.running == 0).await;
     cluster.queued(0).await;
     cluster.broker.again();
-    cluster.ready(duo_system_tests::harness::PATIENCE).await;
+    cluster.ready(PATIENCE).await;
     cluster.assert_clean().await;
 }
 
@@ -121,7 +176,7 @@ async fn what_outlasts_a_workers_grace_goes_on_elsewhere_at_once_and_costs_no_at
         .await;
     stream.until(|text| text.matches("data: ").count() > 10).await;
     let first = cluster.worker_metrics(0).await.expect("it answers");
-    let busy = match duo_system_tests::harness::cluster::sum(&first, "duo_worker_slots_in_use") {
+    let busy = match sum(&first, "duo_worker_slots_in_use") {
         0.0 => 1,
         _ => 0,
     };
@@ -130,7 +185,7 @@ async fn what_outlasts_a_workers_grace_goes_on_elsewhere_at_once_and_costs_no_at
     assert!(cluster.worker(busy).ended().await.success());
     cluster.sim_shows(|stats| stats.continued == 1).await;
     let took = began.elapsed();
-    assert!(took < std::time::Duration::from_secs(2), "{took:?}");
+    assert!(took < Duration::from_secs(2), "{took:?}");
     let answer = stream.rest().await.good();
     assert_eq!(answer.said(), answer_to("hello", 100));
     cluster.restart_worker(busy).await;

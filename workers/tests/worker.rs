@@ -15,7 +15,7 @@ use duo_contract::cancel::{CancelReason, Order};
 use duo_contract::claim::ClaimReply;
 use duo_contract::envelope::Endpoint;
 use duo_contract::failure::FailureKind;
-use duo_contract::frame::{FrameAnswer, FrameKind};
+use duo_contract::frame::{FrameAnswer, FrameKind, ReplyFrame};
 use duo_contract::presence::Presence;
 use duo_contract::{name::Lane, subject};
 use futures_util::StreamExt as _;
@@ -155,6 +155,8 @@ async fn a_whole_answer_of_llama_server_is_asked_for_as_a_stream() {
     bed.owner.claim().await;
     let feed = server.call().await.stream().await;
     feed.event(&chunk("a")).await;
+    let beat = bed.owner.frame().await;
+    assert_eq!(beat.kind, FrameKind::Heartbeat, "the attempt is under way");
     let order = Order::Cancel {
         request_id,
         reason: CancelReason::ClientGone,
@@ -163,6 +165,12 @@ async fn a_whole_answer_of_llama_server_is_asked_for_as_a_stream() {
     tokio::time::timeout(PATIENCE, feed.closed())
         .await
         .expect("closed");
+    let frames = bed.owner.frames().await;
+    assert!(
+        matches!(&frames[..], [ReplyFrame { kind: FrameKind::Failed(failed), .. }]
+        if failed.failure.kind == FailureKind::Cancelled),
+        "{frames:?}"
+    );
     bed.drained().await;
 
     let several = r#"{"messages":[],"n":2}"#;

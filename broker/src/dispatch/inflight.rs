@@ -15,6 +15,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use duo_contract::audit::End;
 use duo_contract::cancel::CancelReason;
 use duo_contract::claim::{ClaimReply, ClaimRequest};
 use duo_contract::dead::{AttemptEnd, DeadLetter};
@@ -100,6 +101,10 @@ pub struct State {
     waiting: VecDeque<ReplyEvent>,
     waiting_bytes: usize,
     end: Option<Ending>,
+    /// NATS has acknowledged request and *admitted* record.
+    admitted: bool,
+    /// The record of a good end that came before that.
+    early_end: Option<End>,
     /// Its record, while that waits for the last word of the worker that was told to stop.
     unwritten: Option<Unwritten>,
     /// It ended before NATS had said where its message is.
@@ -169,6 +174,8 @@ impl InFlight {
                 waiting: VecDeque::new(),
                 waiting_bytes: 0,
                 end: None,
+                admitted: false,
+                early_end: None,
                 unwritten: None,
                 left_behind: false,
                 looked: None,

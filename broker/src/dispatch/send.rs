@@ -143,7 +143,10 @@ impl Dispatch {
         }
         let envelope = self.envelope(&inflight, 1);
         match self.store(out.caller, &inflight, &envelope, &admitted).await {
-            Ok(()) => Ok(reply),
+            Ok(()) => {
+                inflight.admitted();
+                Ok(reply)
+            }
             Err(error) => {
                 let todo = inflight.fail(error.clone(), Instant::now());
                 self.follow_up(&inflight, todo);

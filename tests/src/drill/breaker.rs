@@ -22,8 +22,6 @@ use crate::sim::{Settings, Sim};
 const BACK: Duration = Duration::from_secs(3);
 /// One that failed every request is probed at least every five seconds.
 const RECOVERED: Duration = Duration::from_secs(8);
-/// Of the clients whose answer was under way when the server went.
-const MOST_FAILED: u64 = 4;
 const THREADS: usize = 2;
 
 pub(super) async fn run(size: Size) -> Report {
@@ -71,14 +69,7 @@ pub(super) async fn run(size: Size) -> Report {
     let took = came.elapsed();
     sleep(Duration::from_secs(1)).await;
     let history = load.stop().await;
-    // A completion that met the fault may run out of its two seconds; an answer that was cut behind white space
-    // cannot be continued by its text.
-    let checker = Checker::new("breaker", size).allow(&["expired", "failed: model_server_fault"]);
-    let mut report = checker.check(&cluster, &history).await;
-    let failed = report.counts.failed;
-    report.demand(failed <= MOST_FAILED, || {
-        format!("{failed} clients were told of a failure, {MOST_FAILED} at most")
-    });
+    let mut report = Checker::new("breaker", size).check(&cluster, &history).await;
     report.figure("the server that came back serves after", millis(took));
     report.demand(back.is_ok() && took <= BACK, || {
         format!("the server that came back got no work for {}", millis(took))

@@ -45,7 +45,7 @@ const FAR: Weather = Weather {
 /// A worker loses NATS while it works: another goes on, and what the first says later changes nothing.
 pub(super) async fn worker(size: Size) -> Report {
     let scene = Scene::begin("partition-worker", builder().linked().lease(LEASE), size).await;
-    let span = size.span(4, 60);
+    let span = size.span(3, 60);
     for (what, weather) in CUTS {
         let from = scene.history.now();
         scene.cluster.links[1].set(weather);
@@ -66,7 +66,7 @@ pub(super) async fn broker(size: Size) -> Report {
     let mut scene = Scene::begin("partition-broker", builder().linked().lease(LEASE), size).await;
     // Workers give up an owner of whom nothing is heard for a lease, and every cut costs a long answer an attempt.
     scene.allow(&["failed: workers_lost"]);
-    let span = size.span(4, 20);
+    let span = size.span(3, 20);
     for (what, weather) in CUTS {
         let from = scene.history.now();
         scene.cluster.links[0].set(weather);

@@ -110,8 +110,6 @@ pub(super) async fn run(size: Size) -> Report {
             .into_iter()
             // Nobody can tell a long silence of an answer in one piece from work: its deadline ends it.
             .filter(|form| form.stream || trouble.fault != Fault::Stall)
-            // The simulated server takes a plain prompt with a part of its answer for another prompt.
-            .filter(|form| form.chat || !form.stream || trouble.after != Some(BEFORE))
             .collect();
         let chosen = random.below(forms.len());
         let some = |(number, _): &(usize, Form)| !size.short || *number == chosen;

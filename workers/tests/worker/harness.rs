@@ -395,9 +395,10 @@ impl Owner {
                 let frame = ReplyFrame::decode(&message.payload).expect("a frame");
                 let last = frame.is_last();
                 frames_out.send(frame).await.expect("room");
-                // A last frame that is sent again among the missing ones asks nothing.
-                if let (true, Some(reply)) = (last, message.reply) {
-                    let answer = last_answers_in.try_recv().unwrap_or(FrameAnswer::Confirmed);
+                // Last frames and heartbeats ask; a last frame that is sent again among the missing ones does not.
+                if let Some(reply) = message.reply {
+                    let said = last.then(|| last_answers_in.try_recv().ok()).flatten();
+                    let answer = said.unwrap_or(FrameAnswer::Confirmed);
                     answering.publish(reply, answer.encode()).await.expect("sent");
                 }
             }

@@ -126,10 +126,27 @@ impl InFlight {
         self.stop_locked(&mut state, Stop::Superseded, now)
     }
 
+    /// NATS has acknowledged request and *admitted* record: the client may be told what came of it.
+    pub fn admitted(&self) {
+        let mut state = self.state();
+        state.admitted = true;
+        if let Some(end) = state.early_end.take() {
+            self.task.record.close(end);
+        }
+    }
+
     /// Ends the request with an error that no worker reported.
     #[must_use]
     pub fn fail(&self, error: ExchangeError, now: Instant) -> Todo {
         let mut state = self.state();
+        if let Some(end) = state.early_end.take() {
+            // A worker was done before the admission failed; its answer reaches nobody.
+            self.task.record.close(End {
+                outcome: Outcome::Failed,
+                reason: Some(error.reason.to_string()),
+                ..end
+            });
+        }
         if state.end.is_some() {
             return Todo::default();
         }

@@ -190,7 +190,11 @@ impl InFlight {
         let end = self.audit_end(state, Outcome::Completed, None, now, Some(&summary));
         state.waiting.push_back(ReplyEvent::Done { summary, body });
         state.end = Some(Ending::Good);
-        self.task.record.close(end);
+        if state.admitted {
+            self.task.record.close(end);
+        } else {
+            state.early_end = Some(end);
+        }
         Todo {
             forget: true,
             ..Todo::default()

@@ -34,6 +34,13 @@ pub(super) struct Bench {
 
 impl Bench {
     pub(super) fn new(stream: bool) -> Self {
+        let bench = Self::unadmitted(stream);
+        bench.inflight.admitted();
+        bench
+    }
+
+    /// NATS has not acknowledged its *admitted* record yet.
+    fn unadmitted(stream: bool) -> Self {
         let metrics = Metrics::new(&Registry::new());
         let (sink, records) = AuditSink::for_test(metrics.clone());
         let audit = AuditLog::new("b", sink, metrics.clone());
@@ -182,6 +189,24 @@ fn the_same_delivery_gets_the_same_answer_however_often_it_asks() {
         bench.claim(1, "w", Duration::ZERO),
         ClaimReply::Proceed { attempt: 1 }
     );
+}
+
+#[test]
+fn an_answer_that_overtakes_its_admission_is_recorded_as_what_the_client_is_told() {
+    for admitted in [true, false] {
+        let bench = Bench::unadmitted(false);
+        bench.claim(1, "w", Duration::ZERO);
+        assert_eq!(bench.frame(1, 0, done()), FrameAnswer::Confirmed);
+        assert_eq!(bench.ended(Outcome::Completed), 0);
+        if admitted {
+            bench.inflight.admitted();
+        } else {
+            let error = ExchangeError::new(FailureKind::ModelUnavailable, "audit_unavailable", "try again");
+            assert_eq!(bench.inflight.fail(error, bench.start), Todo::default());
+        }
+        assert_eq!(bench.ended(Outcome::Completed), u64::from(admitted));
+        assert_eq!(bench.ended(Outcome::Failed), u64::from(!admitted));
+    }
 }
 
 #[test]
