@@ -165,6 +165,9 @@ impl Admission {
         let late = prospect.wait + prospect.first_byte.min(bound) - bound;
         // Whoever finds a free slot is never too late: there is nothing to wait for.
         if late > 0.0 && prospect.wait > 0.0 {
+            line.with(feature.lane, |lane| {
+                lane.note_refusal((asker.key, asker.limit), now);
+            });
             return Err(overloaded(
                 "lane_full",
                 format!("too much work is waiting for model {model}; try again later"),
@@ -180,7 +183,9 @@ impl Admission {
                     part: lane.part(),
                 };
                 let lately = lane.lately();
-                lane.people.stands_back(asker.key, &contest, lately, now)
+                let oldest = lane.people.stands_back(asker.key, &contest, lately, now)?;
+                lane.note_refusal((asker.key, asker.limit), now);
+                Some(oldest)
             });
             if let Some(oldest) = stands_back {
                 return Err(overloaded(

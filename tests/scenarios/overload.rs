@@ -253,6 +253,7 @@ async fn who_has_more_than_a_share_gives_way_when_others_wait() {
         })
         .start()
         .await;
+    cluster.slots_known().await;
     let greedy: Vec<_> = (0..7)
         .map(|number| ask(&cluster, typed("greedy", number)))
         .collect();
@@ -307,6 +308,7 @@ async fn a_full_lane_says_so() {
         })
         .start()
         .await;
+    cluster.slots_known().await;
     // Half a second each is what is guessed of a completion: the last would wait for about four.
     let asked: Vec<_> = (0..8)
         .map(|number| ask(&cluster, typed(&format!("person{number}"), 0)))

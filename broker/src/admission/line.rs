@@ -161,6 +161,11 @@ impl LaneState {
     pub(super) fn slot_time(&self) -> f64 {
         self.slot_time.seconds()
     }
+
+    /// Somebody asked for a slot in vain.
+    pub(super) fn note_refusal(&mut self, asker: (&str, u32), now: Instant) {
+        self.people.ask(asker, self.slot_time.seconds(), now);
+    }
 }
 
 impl Line {
@@ -230,6 +235,7 @@ impl Line {
         held.queued += 1;
         held.unstored += 1;
         let due = now + Duration::from_secs_f64(wait + held.slot_time());
+        held.people.ask(asker, held.slot_time(), now);
         held.people.enter(asker, feature, ticket, due, now);
         Place {
             line: Arc::clone(self),

@@ -2,11 +2,16 @@
 //! people compete for it.
 //!
 //! A person may use whatever slots are idle. When hardly any is, one who has
-//! lately had clearly more than an equal share gives way to the others: of such
+//! lately wanted clearly more than an equal share gives way to the others: of such
 //! a person only `slots ÷ active people`, at least one, may be queued or
 //! running, and no more often than an equal share of the slots serves. Lately is
 //! what decides, not the moment: of ten people who ask equally often some hold
 //! two slots while others hold none, and nobody is to be refused for that.
+//!
+//! What a person wants is what it asks for, refused or not, or the slots that it
+//! has, whichever is more. Were it only the slots, one who is made to give way
+//! would soon have had little, and could begin again: it would be let in just as
+//! often as takes it to the bound, and the others' wait is longest there.
 //!
 //! One slot in [`SPARE_ONE_IN`], at least one, is not lent to such a person:
 //! with every slot always taken the others would always have to wait for one.
@@ -35,7 +40,7 @@ const SPARE_ONE_IN: f64 = 8.0;
 const LATELY_SLOT_TIMES: f64 = 16.0;
 const LATELY_LEAST: f64 = 5.0;
 const LATELY_MOST: f64 = 120.0;
-/// Who holds nothing and has lately held less of a slot than this is not active.
+/// Who holds nothing and has lately wanted less of a slot than this is not active.
 const TRACE: f64 = 0.01;
 /// How long a count of the active ones may be used.
 const COUNT_FOR: Duration = Duration::from_millis(50);
@@ -59,11 +64,15 @@ struct Person {
     entered: Instant,
 }
 
-/// Slots in use, averaged over lately.
+/// Slots, averaged over lately.
 #[derive(Debug)]
 struct Use {
+    /// In use now.
     slots: u32,
+    /// In use.
     average: f64,
+    /// That would be in use if nothing asked for had to wait or were refused.
+    asked: f64,
     at: Instant,
 }
 
@@ -74,8 +83,8 @@ pub(super) struct Active {
     pub(super) people: f64,
     /// How many people they and the service clients count as.
     weight: f64,
-    /// Slots in use, averaged over lately.
-    average: f64,
+    /// Slots that all of them want.
+    wanted: f64,
 }
 
 impl Use {
@@ -83,13 +92,19 @@ impl Use {
         let since = now.saturating_duration_since(self.at).as_secs_f64();
         let kept = (-since / lately).exp();
         self.average = self.average * kept + f64::from(self.slots) * (1.0 - kept);
+        self.asked *= kept;
         self.at = now;
+    }
+
+    /// Slots that it lately wanted; nobody can want more than there are.
+    fn wanted(&self, slots: f64) -> f64 {
+        self.average.max(self.asked).min(slots)
     }
 }
 
 impl Person {
     fn is_active(&self) -> bool {
-        self.held > 0 || self.use_.average > TRACE
+        self.held > 0 || self.use_.average.max(self.use_.asked) > TRACE
     }
 
     fn is_service(&self) -> bool {
@@ -110,6 +125,32 @@ pub(super) fn lately(slot_time: f64) -> f64 {
 }
 
 impl People {
+    /// A request is asked for that holds a slot for `slot_time` seconds, admitted or not.
+    pub(super) fn ask(&mut self, (key, limit): (&str, u32), slot_time: f64, now: Instant) {
+        let lately = lately(slot_time);
+        let use_ = &mut self.person(key, limit, now).use_;
+        use_.turn(now, lately);
+        use_.asked += slot_time / lately;
+    }
+
+    fn person(&mut self, key: &str, limit: u32, now: Instant) -> &mut Person {
+        if !self.by_key.contains_key(key) {
+            self.counted = None;
+        }
+        self.by_key.entry(key.to_owned()).or_insert_with(|| Person {
+            limit,
+            open: Vec::new(),
+            held: 0,
+            use_: Use {
+                slots: 0,
+                average: 0.0,
+                asked: 0.0,
+                at: now,
+            },
+            entered: now,
+        })
+    }
+
     /// A request of `key` is admitted under `ticket`, and should be over at `due`.
     pub(super) fn enter(
         &mut self,
@@ -119,24 +160,7 @@ impl People {
         due: Instant,
         now: Instant,
     ) {
-        if !self.by_key.contains_key(key) {
-            let newcomer = Person {
-                limit,
-                open: Vec::new(),
-                held: 0,
-                use_: Use {
-                    slots: 0,
-                    average: 0.0,
-                    at: now,
-                },
-                entered: now,
-            };
-            self.by_key.insert(key.to_owned(), newcomer);
-            self.counted = None;
-        }
-        let Some(person) = self.by_key.get_mut(key) else {
-            return;
-        };
+        let person = self.person(key, limit, now);
         person.limit = limit;
         person.held += 1;
         person.entered = now;
@@ -202,13 +226,13 @@ impl People {
         lately: f64,
         now: Instant,
     ) -> Option<Option<Instant>> {
-        let active = self.active(now, lately);
+        let active = self.active(now, lately, contest.slots);
         let person = self.by_key.get_mut(key)?;
         person.use_.turn(now, lately);
         let weight = person.weight(active.people);
         let equal = weight / active.weight.max(weight);
-        let everybody = active.average.max(person.use_.average);
-        if person.use_.average <= CLEARLY_MORE * equal * everybody {
+        let wanted = person.use_.wanted(contest.slots);
+        if wanted <= CLEARLY_MORE * equal * active.wanted.max(wanted) {
             return None;
         }
         let share = (contest.slots * equal).max(f64::MIN_POSITIVE);
@@ -230,7 +254,7 @@ impl People {
     }
 
     /// The active ones together; whoever is not any more is forgotten.
-    pub(super) fn active(&mut self, now: Instant, lately: f64) -> Active {
+    pub(super) fn active(&mut self, now: Instant, lately: f64, slots: f64) -> Active {
         if let Some((at, active)) = self.counted
             && now.saturating_duration_since(at) < COUNT_FOR
         {
@@ -247,7 +271,7 @@ impl People {
         let active = Active {
             people,
             weight: everybody().map(|person| person.weight(people)).sum(),
-            average: everybody().map(|person| person.use_.average).sum(),
+            wanted: everybody().map(|person| person.use_.wanted(slots)).sum(),
         };
         self.counted = Some((now, active));
         active
@@ -282,117 +306,4 @@ pub(super) struct Turn {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn feature() -> FeatureName {
-        FeatureName::parse("duo_chat").expect("a name")
-    }
-
-    /// So many slots, all of them taken; what is asked for comes at once.
-    fn contest(slots: f64) -> Contest {
-        Contest {
-            slots,
-            idle: 0.0,
-            slot_time: 1e9,
-            part: 1.0,
-        }
-    }
-
-    /// `key` holds `slots` slots from `start` on.
-    fn hold(people: &mut People, key: &str, limit: u32, slots: u64, start: Instant) {
-        for ticket in 0..slots {
-            people.enter((key, limit), &feature(), ticket, start, start);
-            let turn = Turn {
-                has_slot: true,
-                due: start,
-                now: start,
-            };
-            people.turn(key, &feature(), ticket, &turn, 5.0);
-        }
-    }
-
-    #[test]
-    fn who_has_clearly_more_than_an_equal_share_stands_back() {
-        let (mut people, start) = (People::default(), Instant::now());
-        hold(&mut people, "greedy", PERSON_LIMIT, 5, start);
-        hold(&mut people, "one", PERSON_LIMIT, 2, start);
-        hold(&mut people, "two", PERSON_LIMIT, 1, start);
-        let now = start + Duration::from_secs(10);
-        assert!(people.stands_back("greedy", &contest(8.0), 5.0, now).is_some());
-        assert!(people.stands_back("one", &contest(8.0), 5.0, now).is_none());
-        assert!(people.stands_back("stranger", &contest(8.0), 5.0, now).is_none());
-    }
-
-    #[test]
-    fn slots_are_lent_but_not_the_last_one_and_an_equal_share_is_always_there() {
-        let (mut people, start) = (People::default(), Instant::now());
-        hold(&mut people, "greedy", PERSON_LIMIT, 1, start);
-        hold(&mut people, "other", PERSON_LIMIT, 1, start);
-        hold(&mut people, "greedy", PERSON_LIMIT, 5, start);
-        let now = start + Duration::from_secs(10);
-        let with = |idle, slot_time, part| Contest {
-            idle,
-            slot_time,
-            part,
-            ..contest(16.0)
-        };
-        let mut stands = |contest| people.stands_back("greedy", &contest, 5.0, now).is_some();
-        assert!(!stands(with(3.0, 1e9, 1.0)), "three are idle and two are left");
-        assert!(!stands(with(2.0, 1e9, 1.0)), "it has fewer than its eight");
-        assert!(stands(with(0.0, 1e9, 1.0)));
-        assert!(!stands(with(0.0, 79.0, 1.0)), "ten seconds, eight slots");
-        assert!(
-            stands(with(0.0, 79.0, 0.5)),
-            "the other broker lets it in as well"
-        );
-    }
-
-    #[test]
-    fn the_only_active_person_never_stands_back() {
-        let (mut people, start) = (People::default(), Instant::now());
-        hold(&mut people, "alone", PERSON_LIMIT, 8, start);
-        let now = start + Duration::from_secs(60);
-        assert!(people.stands_back("alone", &contest(1.0), 5.0, now).is_none());
-    }
-
-    #[test]
-    fn a_service_is_many_people_but_never_more_than_all_others() {
-        let (mut people, start) = (People::default(), Instant::now());
-        hold(&mut people, "service", 1000, 8, start);
-        for person in 0..8 {
-            hold(&mut people, &person.to_string(), PERSON_LIMIT, 1, start);
-        }
-        let now = start + Duration::from_secs(10);
-        let active = people.active(now, 5.0);
-        assert!(
-            (active.people - 8.0).abs() < 1e-9 && (active.weight - 16.0).abs() < 1e-9,
-            "{active:?}"
-        );
-        assert!(
-            people.stands_back("service", &contest(16.0), 5.0, now).is_none(),
-            "half is its share"
-        );
-        let (mut people, start) = (People::default(), Instant::now());
-        hold(&mut people, "service", 1000, 15, start);
-        hold(&mut people, "person", PERSON_LIMIT, 1, start);
-        let now = start + Duration::from_secs(10);
-        assert!(people.stands_back("service", &contest(16.0), 5.0, now).is_some());
-    }
-
-    #[test]
-    fn who_has_left_is_forgotten_after_a_while() {
-        let (mut people, start) = (People::default(), Instant::now());
-        hold(&mut people, "gone", PERSON_LIMIT, 1, start);
-        let turn = Turn {
-            has_slot: false,
-            due: start,
-            now: start + Duration::from_secs(1),
-        };
-        people.turn("gone", &feature(), 0, &turn, 5.0);
-        people.leave("gone", &feature(), 0);
-        assert!(people.active(start + Duration::from_secs(2), 5.0).people > 0.0);
-        assert!(people.active(start + Duration::from_secs(60), 5.0).people < 1.0);
-        assert!(people.by_key.is_empty());
-    }
-}
+mod tests;

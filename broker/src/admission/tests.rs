@@ -53,7 +53,7 @@ fn admission(slots: u32) -> Admission {
 /// Lets the mean slot time be `seconds`.
 fn usual(admission: &Admission, lane: Lane, seconds: f64) {
     let line = admission.line(&model());
-    let mut place = line.enter(("warm", 8), &feature(lane, 1).name, lane, 0.0);
+    let mut place = line.enter(("a", 8), &feature(lane, 1).name, lane, 0.0);
     let since = Instant::now();
     place.claimed(since);
     place.served(since + Duration::from_secs_f64(seconds));

@@ -51,6 +51,7 @@ async fn with_brokers(brokers: usize, size: Size, report: &mut Report) {
         .brokers(brokers)
         .start()
         .await;
+    cluster.slots_known().await;
     let targets: Vec<SocketAddr> = (0..brokers).map(|number| cluster.address_of(number)).collect();
     let range = Range::new(targets, Duration::from_secs(10));
     let span = size.span(5, 90);

@@ -12,8 +12,8 @@ use super::Size;
 use super::pressure::{Fate, Range, Source, quantile};
 use super::report::{Report, millis};
 use crate::bench::cpu::{Process, Usage};
+use crate::harness::Cluster;
 use crate::harness::cluster::{chat, completion};
-use crate::harness::{Cluster, PATIENCE, until};
 use crate::sim::Settings;
 
 /// Clients that send much.
@@ -55,14 +55,7 @@ pub(super) async fn run(size: Size) -> Report {
         })
         .start()
         .await;
-    // Requests wait for a worker that may still come, whatever the line, until there has been one.
-    until("the broker knows its worker", PATIENCE, async || {
-        match cluster.metric("duo_serving_slots").await? {
-            known if known > 0.0 => Ok(()),
-            none => Err(none.to_string()),
-        }
-    })
-    .await;
+    cluster.slots_known().await;
     let began = Instant::now();
     let range = Range::new(vec![cluster.address_of(0)], Duration::from_secs(60));
     // Somebody patient stands before everybody else.

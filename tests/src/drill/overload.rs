@@ -70,6 +70,7 @@ fn sim() -> Settings {
 
 async fn with_product(factor: u32, span: Duration, size: Size, report: &mut Report, plot: &mut Plot) {
     let mut cluster = Cluster::builder().sim(sim()).slots(SLOTS).start().await;
+    cluster.slots_known().await;
     let range = Range::new(vec![cluster.address_of(0)], DEADLINE + Duration::from_secs(1));
     let load = people(&cluster, "load", PEOPLE, capacity() * f64::from(factor));
     // Memory is what it is once every connection and cache is there.

@@ -43,6 +43,7 @@ pub(super) async fn run(size: Size) -> Report {
         })
         .start()
         .await;
+    cluster.slots_known().await;
     let mut report = Report::new("retry-after", size);
     let began = Instant::now();
     let range = Range::new(vec![cluster.address_of(0)], Duration::from_secs(60));

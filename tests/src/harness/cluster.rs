@@ -329,6 +329,24 @@ impl Cluster {
         self.nats.messages(stream).await
     }
 
+    /// Waits until every broker knows of slots: until it has, it lets requests wait for a worker that may
+    /// still come, however long the line.
+    ///
+    /// # Panics
+    /// One does not in time.
+    pub async fn slots_known(&self) {
+        until("the brokers know their workers", PATIENCE, async || {
+            for number in 0..self.brokers() {
+                let slots = sum(&self.broker_metrics(number).await?, "duo_serving_slots");
+                if slots <= 0.0 {
+                    return Err(format!("{slots} slots at broker {number}"));
+                }
+            }
+            Ok(())
+        })
+        .await;
+    }
+
     /// Waits until so many requests are in the live stream.
     ///
     /// # Panics
