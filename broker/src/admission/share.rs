@@ -11,7 +11,9 @@
 //! What a person wants is what it asks for, refused or not, or the slots that it
 //! has, whichever is more. Were it only the slots, one who is made to give way
 //! would soon have had little, and could begin again: it would be let in just as
-//! often as takes it to the bound, and the others' wait is longest there.
+//! often as takes it to the bound, and the others' wait is longest there. As many
+//! as it may have under way at once it may ask for without wanting much: who is
+//! refused and comes again when it was told to is not greedy.
 //!
 //! One slot in [`SPARE_ONE_IN`], at least one, is not lent to such a person:
 //! with every slot always taken the others would always have to wait for one.
@@ -73,6 +75,8 @@ struct Use {
     average: f64,
     /// That would be in use if nothing asked for had to wait or were refused.
     asked: f64,
+    /// What a person may ask for at once without wanting much: all that its limit allows.
+    burst: f64,
     at: Instant,
 }
 
@@ -98,7 +102,7 @@ impl Use {
 
     /// Slots that it lately wanted; nobody can want more than there are.
     fn wanted(&self, slots: f64) -> f64 {
-        self.average.max(self.asked).min(slots)
+        self.average.max(self.asked - self.burst).min(slots)
     }
 }
 
@@ -131,6 +135,7 @@ impl People {
         let use_ = &mut self.person(key, limit, now).use_;
         use_.turn(now, lately);
         use_.asked += slot_time / lately;
+        use_.burst = f64::from(PERSON_LIMIT) * slot_time / lately;
     }
 
     fn person(&mut self, key: &str, limit: u32, now: Instant) -> &mut Person {
@@ -145,6 +150,7 @@ impl People {
                 slots: 0,
                 average: 0.0,
                 asked: 0.0,
+                burst: 0.0,
                 at: now,
             },
             entered: now,
