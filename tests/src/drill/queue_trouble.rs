@@ -25,10 +25,11 @@ const NOISE: Duration = Duration::from_millis(1500);
 /// Time before the first fault and behind the last.
 const CALM: Duration = Duration::from_millis(1500);
 /// Failures that are honest while the queue is away: it took no request, or a completion's two seconds ran out.
-const HONEST: [&str; 3] = [
+const HONEST: [&str; 4] = [
     "expired",
     "failed: queue_unavailable",
     "failed: audit_unavailable",
+    "refused: fair_share",
 ];
 /// The same, told at the gate.
 const HONEST_AT_THE_GATE: [&str; 2] = ["refused: queue_unavailable", "refused: audit_unavailable"];

@@ -84,7 +84,7 @@ async fn run(name: &str, fault: Fault, size: Size) -> Report {
     }
     let history = load.stop().await;
     // A completion that lost its worker may run out of its two seconds; three lost workers in a row may happen too.
-    let checker = Checker::new(name, size).allow(&["expired", "failed: workers_lost"]);
+    let checker = Checker::new(name, size).allow(&["expired", "failed: workers_lost", "refused: fair_share"]);
     let mut report = checker.check(&stage.cluster, &history).await;
     let busy = if size.short { BUSY } else { Duration::ZERO };
     let most = (LEASE + BESIDE_THE_LEASE + busy).as_millis() as u64;
