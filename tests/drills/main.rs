@@ -82,11 +82,6 @@ async fn a_real_servers_answers_are_exact_after_their_workers_were_killed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_retry_at_the_stated_time_is_admitted_and_an_earlier_one_is_not() {
-    passes("retry-after").await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn too_much_work_is_refused_and_the_rest_is_in_time() {
     passes("overload").await;
 }
