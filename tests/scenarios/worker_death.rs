@@ -2,7 +2,7 @@
 
 use duo_system_tests::harness::cluster::{answer_to, chat, freeze};
 use duo_system_tests::harness::{Cluster, until};
-use duo_system_tests::sim::Settings;
+use duo_system_tests::sim::{Fault, Settings};
 
 const WORDS: usize = 60;
 
@@ -46,6 +46,41 @@ async fn a_stream_goes_on_byte_for_byte_after_its_worker_was_killed() {
     assert_eq!(answer.said(), answer_to("hello", WORDS), "{answer}");
     assert_eq!(answer.events().last().map(String::as_str), Some("[DONE]"));
     assert_eq!(cluster.sim.stats().continued, 1, "{:?}", cluster.sim.stats());
+    cluster.restart_worker(victim).await;
+    cluster.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_server_that_never_goes_on_with_an_answer_holds_it_up_for_the_idle_timeout_only() {
+    let mut cluster = Cluster::builder()
+        .sim(sim())
+        .lease("1s")
+        .workers(2)
+        .worker_env("DUO_MODEL_IDLE_TIMEOUT", "1s")
+        .start()
+        .await;
+    let mut stream = cluster
+        .openai("/v1/chat/completions", &chat("hello", WORDS, true))
+        .open()
+        .await;
+    stream.until(|text| text.matches("data: ").count() > 10).await;
+    // The next attempt is taken and gets neither headers nor a word; the one behind it is as any other.
+    cluster.sim.set(|sim| {
+        sim.fault_after = Some(0);
+        sim.next_faults = vec![Fault::Stall];
+    });
+    let victim = busy(&cluster).await;
+    cluster.kill_worker(victim).await;
+    let killed = std::time::Instant::now();
+    let answer = stream.rest().await;
+    assert_eq!(answer.said(), answer_to("hello", WORDS), "{answer}");
+    // The lease, the idle timeout, the wait for a worker that has not failed it, and the rest of the answer.
+    assert!(
+        killed.elapsed() < std::time::Duration::from_secs(12),
+        "{:?}",
+        killed.elapsed()
+    );
+    assert_eq!(cluster.sim.stats().continued, 2, "{:?}", cluster.sim.stats());
     cluster.restart_worker(victim).await;
     cluster.assert_clean().await;
 }

@@ -14,7 +14,7 @@ use duo_contract::{cancel::CancelReason, subject, trace};
 use duo_process::clock;
 use duo_process::nats::RequestError;
 use futures_util::FutureExt as _;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
@@ -34,8 +34,6 @@ use crate::startup::Worker;
 const LATE_PART: u64 = 8;
 /// Progress is reported this often within a lease.
 const REPORTS_PER_LEASE: u32 = 3;
-/// How long a model server may take to go on with an answer that another one began.
-const NEXT_WITHIN: Duration = Duration::from_secs(30);
 /// How long the owner of a handed-back request may take to say that it knows.
 const LEAVE_WAIT: Duration = Duration::from_secs(1);
 
@@ -312,22 +310,35 @@ impl Attempt<'_> {
 
     async fn call(&self, body: &Bytes) -> Result<Called, Failure> {
         let whole = Continued::from_the_start(self.head.endpoint, body.clone());
-        self.call_for(whole, instant(self.head.first_byte_by_ms)).await
+        self.call_for(whole, None).await
     }
 
     async fn call_after(&self, body: &Bytes, have: &Have) -> Result<Called, Failure> {
         let head = self.head;
+        // The client is in the middle of its answer, so the next piece may take as long as anywhere in one, with all
+        // that is asked of the server for it.
+        let silent_by = Instant::now() + self.server.http().idle_timeout();
         let rest = self.server.continued(&head.model, head.endpoint, body, have);
-        // The client has its first byte; this is about how long it may wait for the next.
-        self.call_for(rest.await?, Instant::now() + NEXT_WITHIN).await
+        let rest = timeout_at(silent_by, rest).await.map_err(|_| {
+            let fault = Fault::silent("the model server did not say how the answer goes on in time");
+            self.server.ended_badly(&fault);
+            fault.failure
+        })?;
+        self.call_for(rest?, Some(silent_by)).await
     }
 
-    async fn call_for(&self, wanted: Continued, first_by: Instant) -> Result<Called, Failure> {
+    async fn call_for(&self, wanted: Continued, silent_by: Option<Instant>) -> Result<Called, Failure> {
         let engine = self.server.kind.as_str();
         let in_flight = InFlight::new(self.worker.metrics.inferences(engine, self.head.model.as_str()));
         let (body, hide_ids) = self
             .server
             .body(&self.head.model, &wanted.body, self.head.stream)?;
+        let end_by = instant(self.head.end_by_ms);
+        let first_by = match silent_by {
+            None => instant(self.head.first_byte_by_ms),
+            // The client has its first byte.
+            Some(_) => end_by,
+        };
         let call = Call {
             endpoint: wanted.endpoint,
             stream: self.head.stream,
@@ -336,7 +347,8 @@ impl Attempt<'_> {
             seam: wanted.seam,
             traceparent: trace::child(self.head.traceparent.as_deref()),
             first_by,
-            end_by: instant(self.head.end_by_ms),
+            silent_by,
+            end_by,
             allowance: self.allowance.clone(),
             spent: self.spent.clone(),
         };

@@ -113,14 +113,36 @@ pub struct Call {
     pub seam: Option<Seam>,
     /// Trace context of this call.
     pub traceparent: String,
-    /// The first data has to come by then.
+    /// The request's own bound on the first data.
     pub first_by: Instant,
+    /// The server's: it may not be silent for longer.
+    pub silent_by: Option<Instant>,
     /// The end has to come by then.
     pub end_by: Instant,
     /// How many calls may be made for this attempt.
     pub allowance: Allowance,
     /// What its answer has cost so far.
     pub spent: Spent,
+}
+
+impl Call {
+    /// The first data of a stream, and the whole of any other answer, has to come by then.
+    #[must_use]
+    pub fn data_by(&self) -> Instant {
+        let request = self.requests_by();
+        self.silent_by.map_or(request, |silent| silent.min(request))
+    }
+
+    /// The same as far as the request bounds it: the first byte that a client sees of an answer that is no stream is its
+    /// last.
+    #[must_use]
+    pub fn requests_by(&self) -> Instant {
+        if self.stream {
+            self.first_by.min(self.end_by)
+        } else {
+            self.end_by
+        }
+    }
 }
 
 /// An answer that has begun.
@@ -352,8 +374,7 @@ impl ModelServer {
         if calls >= call.allowance.calls().await || self.breaker.now() == BreakerState::Tripped {
             return None;
         }
-        let by = if call.stream { call.first_by } else { call.end_by };
-        let remaining = by.saturating_duration_since(Instant::now());
+        let remaining = call.data_by().saturating_duration_since(Instant::now());
         let hint = fault.failure.retry_after_ms.map(Duration::from_millis);
         if hint.is_some_and(|hint| hint > LONGEST_PAUSE) {
             return None;

@@ -187,6 +187,7 @@ async fn replay(folder: &str, kind: ServerKind, name: &str, piece: usize) -> See
         seam: None,
         traceparent: String::new(),
         first_by: by,
+        silent_by: None,
         end_by: by,
         allowance: Allowance::default(),
         spent: Spent::default(),

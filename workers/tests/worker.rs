@@ -12,9 +12,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use duo_contract::cancel::{CancelReason, Order};
-use duo_contract::claim::ClaimReply;
+use duo_contract::claim::{ClaimReply, Have};
 use duo_contract::envelope::Endpoint;
-use duo_contract::failure::FailureKind;
+use duo_contract::failure::{FailureKind, RetryRule};
 use duo_contract::frame::{FrameAnswer, FrameKind, ReplyFrame};
 use duo_contract::presence::Presence;
 use duo_contract::{name::Lane, subject};
@@ -285,6 +285,56 @@ async fn a_stalled_stream_is_a_failure_and_comments_do_not_help() {
         "{frames:?}"
     );
     pinging.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_never_goes_on_with_an_answer_is_given_up_after_the_idle_timeout() {
+    // A chat goes on at vLLM with one call, at llama-server after questions.
+    for kind in ["vllm", "llama"] {
+        let mut server = FakeServer::start().await;
+        let mut bed = Bed::new(server.url.clone()).await;
+        let settings = WorkerSettings {
+            kind,
+            extra: vec![("DUO_MODEL_IDLE_TIMEOUT", "500ms")],
+            ..WorkerSettings::default()
+        };
+        let _worker = RunningWorker::start(&bed, settings).await;
+        let mut head = bed.head(Endpoint::ChatCompletions, true);
+        // No first attempt, so no call begins beside the claim.
+        head.publication = 2;
+        let have = Have {
+            text: "yes".to_owned(),
+            pieces: vec![3],
+            ..Have::default()
+        };
+        let answer = ClaimReply::Continue { attempt: 2, have };
+        bed.owner.will_answer(answer).await;
+        bed.publish(head, BODY).await;
+        bed.owner.claim().await;
+        let claimed = Instant::now();
+        let call = match kind {
+            "vllm" => Some(server.call().await),
+            _ => None,
+        };
+        let frames = bed.owner.frames().await;
+        // Far from any deadline of the request, and from what several such waits in a row would take.
+        assert!(
+            claimed.elapsed() < Duration::from_secs(4),
+            "{:?}",
+            claimed.elapsed()
+        );
+        assert!(
+            matches!(&frames[..], [ReplyFrame { kind: FrameKind::Failed(failed), .. }]
+            if failed.failure.kind == FailureKind::ModelServerFault && failed.failure.retry() != RetryRule::Never),
+            "{kind}: {frames:?}"
+        );
+        if let Some(call) = call {
+            tokio::time::timeout(PATIENCE, call.closed())
+                .await
+                .expect("closed");
+        }
+        bed.drained().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

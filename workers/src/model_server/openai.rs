@@ -123,15 +123,8 @@ impl Http {
     /// # Errors
     /// No answer, a refusal, or an answer that failed before it began.
     pub async fn call(&self, call: &Call) -> Result<Answer, Fault> {
-        let first_by = self
-            .first_timeout
-            .map_or(call.first_by, |limit| call.first_by.min(Instant::now() + limit));
-        // The first byte that a client sees of an answer that is no stream is its last.
-        let deadline = if call.stream {
-            first_by.min(call.end_by)
-        } else {
-            call.end_by
-        };
+        let limit = self.first_timeout.filter(|_| call.stream);
+        let deadline = limit.map_or(call.data_by(), |limit| call.data_by().min(Instant::now() + limit));
         let streamed = match self.kind {
             ServerKind::Llama if !call.stream => fold::streamed(call.endpoint, &call.body),
             _ => None,
@@ -139,7 +132,7 @@ impl Http {
         let body = streamed.as_ref().unwrap_or(&call.body);
         let response = timeout_at(deadline, self.post(call, body.clone()))
             .await
-            .map_err(|_| stream::not_begun(call.first_by.min(call.end_by)))?
+            .map_err(|_| stream::not_begun(call.requests_by()))?
             .map_err(|error| error::unanswered(&error))?;
         if response.status() != StatusCode::OK {
             return Err(error::refused(response, self.kind, deadline).await);
@@ -196,6 +189,12 @@ impl Http {
             .iter()
             .find(|entry| entry["id"] == name)?;
         served["max_model_len"].as_u64()
+    }
+
+    /// Longest time between two data events of an answer.
+    #[must_use]
+    pub fn idle_timeout(&self) -> Duration {
+        self.idle_timeout
     }
 
     /// Which program the server is.

@@ -1,6 +1,7 @@
 //! A tiny model server whose streams the test feeds by hand.
 
 use std::convert::Infallible;
+use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -49,6 +50,8 @@ impl FakeServer {
                 "/v1/models",
                 get(async || axum::Json(serde_json::json!({"data": [{"id": "tiny"}]}))),
             )
+            // A question that is never answered, as a server that drains may leave it.
+            .route("/apply-template", post(pending::<StatusCode>))
             .route("/health", get(health))
             .with_state((sender, Arc::clone(&shared)));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");

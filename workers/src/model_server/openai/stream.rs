@@ -27,7 +27,7 @@ pub struct AnswerStream {
     /// The next data has to come by then.
     data_by: Instant,
     /// The request's own bound on its first data.
-    first_by: Instant,
+    requests_by: Instant,
     end_by: Instant,
     /// Read but not yet handed on.
     ahead: Option<Result<Step, Fault>>,
@@ -60,7 +60,7 @@ impl AnswerStream {
             collector: Collector::new(call.hide_ids, call.seam.clone()),
             idle_timeout,
             data_by,
-            first_by: call.first_by,
+            requests_by: call.requests_by(),
             end_by: call.end_by,
             ahead: None,
             silent: true,
@@ -157,7 +157,7 @@ impl AnswerStream {
         if self.end_by <= self.data_by {
             Fault::deadline("the model server did not finish its answer in time")
         } else if self.silent {
-            not_begun(self.first_by)
+            not_begun(self.requests_by)
         } else {
             Fault::server("the model server stalled in mid-answer")
         }
@@ -165,9 +165,9 @@ impl AnswerStream {
 }
 
 /// No first data in time: the request's time is over, or the server has been silent for too long before that.
-pub(super) fn not_begun(first_by: Instant) -> Fault {
+pub(super) fn not_begun(requests_by: Instant) -> Fault {
     let message = "the model server did not begin to answer in time";
-    if Instant::now() >= first_by {
+    if Instant::now() >= requests_by {
         Fault::deadline(message)
     } else {
         Fault::silent(message)
