@@ -10,6 +10,8 @@ use duo_process::nats::NatsConfig;
 use duo_process::telemetry::LogFormat;
 use secrecy::SecretString;
 
+use crate::fleet::NO_WORKER_GRACE;
+
 /// A broker's settings, one section per concern.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -23,6 +25,8 @@ pub struct Config {
     pub queue: QueueConfig,
     /// How long a broker must be away before its requests are recorded as abandoned.
     pub abandon_after: Duration,
+    /// How long requests queue for a model that no worker serves.
+    pub no_worker_grace: Duration,
     /// Postgres.
     pub database_url: SecretString,
     /// File of the seal keys, the same for every broker and worker.
@@ -99,6 +103,7 @@ impl Config {
             },
             queue: queue(env_ref),
             abandon_after: abandon_after(env_ref),
+            no_worker_grace: env_ref.duration("DUO_NO_WORKER_GRACE", NO_WORKER_GRACE),
             database_url: database_url(env_ref),
             seal_keys_file: env_ref
                 .required(

@@ -14,8 +14,9 @@ use futures_util::StreamExt as _;
 
 use crate::topology::PRESENCE_TTL;
 
-/// Requests queue this long for a model that no worker serves, since a worker
-/// may be restarting or loading the model; after that they are refused.
+/// Requests queue this long for a model that no worker serves, unless a
+/// setting says otherwise: a worker may be restarting or loading the model.
+/// After that they are refused.
 pub const NO_WORKER_GRACE: Duration = Duration::from_secs(30);
 /// Pause before a watch that ended is opened again.
 const REWATCH: Duration = Duration::from_millis(500);
@@ -35,6 +36,8 @@ struct Workers {
     /// What each model last had while a worker served it, and when.
     served: HashMap<ModelName, (Instant, Slots)>,
     since: Instant,
+    /// How long requests queue for a model that nobody serves.
+    grace: Duration,
     /// What there is for each model, until a presence changes or runs out.
     offered: HashMap<ModelName, Arc<Capacity>>,
     offered_until: Option<Instant>,
@@ -113,25 +116,26 @@ pub struct Capacity {
     pub neighbours: Vec<(ModelName, f64)>,
     /// Does nobody serve the model at the moment?
     pub is_away: bool,
-    last: Instant,
+    deserted_from: Instant,
 }
 
 impl Capacity {
-    /// Has nobody served the model for longer than [`NO_WORKER_GRACE`]?
+    /// Has nobody served the model for longer than the fleet's grace?
     #[must_use]
     pub fn is_deserted(&self) -> bool {
-        self.is_away && self.last.elapsed() > NO_WORKER_GRACE
+        self.is_away && Instant::now() > self.deserted_from
     }
 }
 
 impl Fleet {
-    /// A fleet without workers, whose grace begins now.
+    /// A fleet without workers, whose `grace` begins now.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(grace: Duration) -> Self {
         let workers = Workers {
             present: HashMap::new(),
             served: HashMap::new(),
             since: Instant::now(),
+            grace,
             offered: HashMap::new(),
             offered_until: None,
         };
@@ -221,7 +225,7 @@ impl Workers {
                         .map(|((_, other), count)| (other.clone(), part(other, *count)))
                         .collect(),
                     is_away: false,
-                    last: now,
+                    deserted_from: now + self.grace,
                 };
                 (model.clone(), Arc::new(capacity))
             })
@@ -243,14 +247,14 @@ impl Workers {
             kept: slots.kept,
             neighbours: Vec::new(),
             is_away: true,
-            last,
+            deserted_from: last + self.grace,
         }
     }
 }
 
 impl Default for Fleet {
     fn default() -> Self {
-        Self::new()
+        Self::new(NO_WORKER_GRACE)
     }
 }
 
@@ -319,7 +323,7 @@ mod tests {
 
     #[test]
     fn slots_of_tripped_servers_do_not_count() {
-        let fleet = Fleet::new();
+        let fleet = Fleet::default();
         let model = ModelName::parse("mistral").expect("a name");
         let offered = |fleet: &Fleet| {
             let capacity = fleet.capacity(&model);
@@ -347,7 +351,7 @@ mod tests {
 
     #[test]
     fn models_on_one_server_share_its_slots() {
-        let fleet = Fleet::new();
+        let fleet = Fleet::default();
         let name = |name: &str| ModelName::parse(name).expect("a name");
         let mut both = presence("a", BreakerState::Passing);
         let mut second = both.models[0].clone();
@@ -368,7 +372,7 @@ mod tests {
 
     #[test]
     fn a_presence_that_a_new_watch_repeats_is_as_old_as_before() {
-        let fleet = Fleet::new();
+        let fleet = Fleet::default();
         let at = |fleet: &Fleet| fleet.inner.read().expect("unpoisoned").present["a"].at;
         fleet.put(presence("a", BreakerState::Passing), 7);
         let first = at(&fleet);

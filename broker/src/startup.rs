@@ -110,7 +110,7 @@ pub async fn run(
 
     let (routing_sink, routing) = routing::routing();
     let (identity_sink, identities) = identity::identities();
-    let fleet = Fleet::new();
+    let fleet = Fleet::new(config.no_worker_grace);
     let admission = Admission::new(fleet.clone());
     // Begins when nothing is to be said any more; what was said still leaves.
     let closing = Shutdown::new();

@@ -61,7 +61,7 @@ async fn app() -> Router {
     );
     tokio::spawn(written);
     let audit = AuditLog::new("test", audit_sink, metrics.clone());
-    let admission = Admission::new(Fleet::new());
+    let admission = Admission::new(Fleet::default());
     let queue = QueueConfig {
         lease: Duration::from_secs(5),
         max_attempts: 3,

@@ -1,7 +1,9 @@
 //! More work than there is room for, and no one to do it.
 
-use duo_system_tests::harness::Cluster;
+use std::time::Duration;
+
 use duo_system_tests::harness::cluster::{agent, answer_to, chat, completion};
+use duo_system_tests::harness::{Cluster, PATIENCE, until};
 use duo_system_tests::sim::Settings;
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -136,6 +138,73 @@ async fn a_request_waits_for_a_worker_that_comes_back() {
         answer.json()["choices"][0]["message"]["content"],
         answer_to("hello", 5)
     );
+    cluster.assert_clean().await;
+}
+
+#[tokio::test]
+async fn without_any_worker_requests_wait_for_the_grace_and_are_refused_after_it() {
+    let mut cluster = Cluster::builder()
+        .broker_env("DUO_NO_WORKER_GRACE", "2s")
+        .start()
+        .await;
+    cluster.slots_known().await;
+    cluster.kill_worker(0).await;
+    let early = tokio::spawn(
+        cluster
+            .openai("/v1/chat/completions", &chat("early", 5, false))
+            .send(),
+    );
+    cluster.queued(1).await;
+    // Its presence has to lapse before the grace begins.
+    let refused = until("a request is refused", PATIENCE, async || {
+        let call = cluster.openai("/v1/chat/completions", &chat("late", 5, false));
+        let answer = tokio::time::timeout(Duration::from_millis(250), call.send()).await;
+        answer.map_err(|_| "it waits".to_owned())
+    })
+    .await;
+    assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE, "{refused}");
+    assert_eq!(refused.json()["error"]["code"], "no_worker", "{refused}");
+
+    let inputs = json!({"inputs": {"diff": "+1"}});
+    let answers = [
+        ("/v2/code/completions", completion("x", false), StatusCode::OK),
+        ("/v2/chat/agent", agent("hello"), StatusCode::OK),
+        (
+            "/v1/prompts/generate_commit_message",
+            inputs,
+            StatusCode::MISDIRECTED_REQUEST,
+        ),
+    ];
+    for (path, body, status) in answers {
+        let id = format!("deserted{}", path.len());
+        let call = cluster.rails(path, "alice", &body);
+        let answer = call.header("x-request-id", &id).send().await;
+        assert_eq!(answer.status, status, "{path}: {answer}");
+        let told = match path {
+            "/v2/code/completions" => answer.json()["choices"] == json!([]),
+            "/v2/chat/agent" => answer.text().contains("\"error\""),
+            _ => answer.text().contains("503"),
+        };
+        assert!(told, "{path}: {answer}");
+        let end = cluster.end_of(&id).await;
+        assert_eq!(end, ("refused".to_owned(), Some("no_worker".to_owned())));
+    }
+
+    cluster.restart_worker(0).await;
+    let answer = early.await.expect("an answer").good();
+    assert_eq!(
+        answer.json()["choices"][0]["message"]["content"],
+        answer_to("early", 5),
+        "who came within the grace is served"
+    );
+    until("requests are admitted again", PATIENCE, async || {
+        let call = cluster.openai("/v1/chat/completions", &chat("again", 5, false));
+        match call.send().await {
+            answer if answer.status == StatusCode::OK => Ok(()),
+            answer => Err(answer.to_string()),
+        }
+    })
+    .await;
     cluster.assert_clean().await;
 }
 

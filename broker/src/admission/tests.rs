@@ -29,7 +29,7 @@ fn asker(key: &str) -> Asker<'_> {
 
 /// Admission before one server with so many slots.
 fn admission(slots: u32) -> Admission {
-    let fleet = Fleet::new();
+    let fleet = Fleet::default();
     if slots > 0 {
         let served = ServedModel {
             model: model(),
@@ -197,7 +197,7 @@ fn without_a_worker_no_more_is_taken_than_the_last_one_could_serve() {
     let (places, refusal) = fill(&admission, &feature(Lane::Keystroke, 2000));
     assert!((6..=9).contains(&places.len()), "{}", places.len());
     assert_eq!(refusal.reason, "lane_full");
-    let stranger = Admission::new(Fleet::new());
+    let stranger = Admission::new(Fleet::default());
     assert!(
         stranger
             .check(asker("a"), &feature(Lane::Keystroke, 2000), &model())

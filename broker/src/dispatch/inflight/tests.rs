@@ -61,7 +61,7 @@ impl Bench {
             context_tokens: 1,
             max_output_tokens: 1,
         };
-        let admission = Admission::new(Fleet::new());
+        let admission = Admission::new(Fleet::default());
         let asker = Asker { key: "k", limit: 8 };
         let place = admission
             .admit(asker, &feature, &model.name)
