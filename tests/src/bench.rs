@@ -1,30 +1,30 @@
-//! Benchmarks: what the queue adds, and what it carries.
+//! Benchmarks: what the queue adds, and what it carries, beside other gateways.
 //!
-//! The same requests go to the simulated model server directly and through the broker, in one run, and every byte
-//! of every answer is checked. It measures whatever runs at the addresses it is given; `tests/bench/run` starts
-//! all of it. It shares the machine with what it measures, so it is written to cost little.
+//! The same requests go to the simulated model server directly, through the broker and through each peer, in one
+//! run, and every byte of every answer is checked. It measures whatever runs at the addresses it is given;
+//! `tests/bench/run` starts all of it. It shares the machine with what it measures, so it is written to cost little.
 
 pub mod check;
 pub mod cpu;
 mod hop;
 pub mod http;
 pub mod load;
+mod peer;
 pub mod report;
 pub mod target;
 #[cfg(test)]
 mod tests;
+mod throughput;
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use reqwest::Url;
 use tokio::runtime::Builder;
 
-use self::check::Shape;
 use self::cpu::Process;
-use self::load::{Load, Target};
-use self::report::{Machine, Report, Row};
+pub use self::peer::Peer;
+use self::report::{Machine, Report};
 use self::target::Servers;
 
 /// The generator's own name among the processes.
@@ -70,21 +70,36 @@ pub struct Options {
     /// Seconds before each measurement that do not count
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(0..=60))]
     pub warm_up: u64,
-    /// Requests under way at once in the throughput scenario
-    #[arg(long, value_name = "N", default_value_t = 32)]
-    pub concurrency: usize,
+    /// Requests under way at once in the throughput scenario; several with commas, measured one after the other
+    #[arg(long, value_name = "N", default_value = "32,128", value_delimiter = ',')]
+    pub concurrency: Vec<usize>,
+    /// Another gateway in front of the same model server; repeat it. Its name is its --pid's too
+    #[arg(long = "peer", value_name = "NAME=URL")]
+    pub peers: Vec<Peer>,
+    /// Bearer token sent to the peers
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        env = "DUO_BENCH_PEER_KEY",
+        hide_env_values = true
+    )]
+    pub peer_key: Option<String>,
     /// Tokens of an answer, one chunk each in a stream
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub tokens: usize,
     /// Threads of this load generator
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub threads: usize,
-    /// A process whose CPU time is counted; repeat it. "model" is the model server, all others are the system
+    /// A process whose CPU time is counted; repeat it. "model" is the model server, a peer's name is that peer, and
+    /// all others are the broker's system
     #[arg(long = "pid", value_name = "NAME=PID")]
     pub pids: Vec<Process>,
     /// Write the results here too
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Draw the throughput here, as SVG
+    #[arg(long, value_name = "FILE")]
+    pub plot: Option<PathBuf>,
 }
 
 /// Measures and reports; `progress` hears what is being measured.
@@ -93,7 +108,7 @@ pub struct Options {
 /// A server is away or unfit. Wrong answers are no error but part of the report.
 pub fn run(options: &Options, progress: impl Fn(&str)) -> anyhow::Result<Report> {
     anyhow::ensure!(
-        options.concurrency > 0 && options.threads > 0 && options.tokens > 0,
+        options.threads > 0 && options.tokens > 0 && !options.concurrency.contains(&0),
         "--concurrency, --threads and --tokens are at least 1"
     );
     let runtime = Builder::new_current_thread().enable_all().build()?;
@@ -104,24 +119,8 @@ pub fn run(options: &Options, progress: impl Fn(&str)) -> anyhow::Result<Report>
         rows.extend(runtime.block_on(hop::measure(options, &servers))?);
     }
     if options.scenario != Scenario::Hop {
-        let mut targets = Vec::new();
-        for (request, shape) in [("unary", Shape::Chat), ("stream", Shape::ChatStream)] {
-            targets.push((request, "direct", servers.direct(options, shape)?));
-            targets.extend(
-                servers
-                    .broker(options, shape)?
-                    .map(|target| (request, "broker", target)),
-            );
-        }
         let code = runtime.block_on(servers.code_completions(options))?;
-        targets.extend(code.map(|target| ("code completion", "broker", target)));
-        for (request, over, target) in targets {
-            progress(&format!(
-                "throughput: {request}, {over}, {} at a time",
-                options.concurrency
-            ));
-            rows.push(throughput(options, (request, over), &target)?);
-        }
+        rows.extend(throughput::measure(options, &servers, code.as_ref(), &progress)?);
     }
     Ok(Report {
         at: Report::now(),
@@ -132,30 +131,4 @@ pub fn run(options: &Options, progress: impl Fn(&str)) -> anyhow::Result<Report>
         model_server: servers.settings,
         rows,
     })
-}
-
-fn throughput(
-    options: &Options,
-    (request, over): (&'static str, &'static str),
-    target: &Target,
-) -> anyhow::Result<Row> {
-    let load = Load {
-        concurrency: options.concurrency,
-        threads: options.threads.min(options.concurrency),
-        warm_up: Duration::from_secs(options.warm_up),
-        window: Duration::from_secs(options.seconds),
-    };
-    let mut processes = options.pids.clone();
-    processes.push(Process {
-        name: GENERATOR.to_owned(),
-        pid: std::process::id(),
-    });
-    let measured = load::run(target, load, &processes)?;
-    let system = |name: &str| name != GENERATOR && name != MODEL;
-    Ok(Row::new(
-        ("throughput", request, over),
-        load.concurrency,
-        measured,
-        system,
-    ))
 }

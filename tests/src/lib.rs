@@ -10,4 +10,5 @@ pub mod gitlab;
 pub mod harness;
 pub mod server;
 pub mod sim;
+pub mod svg;
 pub mod table;

@@ -31,7 +31,7 @@ pub struct Usage {
     /// CPU time, user and system.
     #[serde(rename = "cpu_seconds", serialize_with = "seconds")]
     pub cpu: Duration,
-    /// Resident memory at the time of the look; what several processes share counts for each.
+    /// Resident memory at the time of the look; what processes of one family share counts once.
     #[serde(rename = "resident_bytes")]
     pub resident: u64,
 }
@@ -82,7 +82,7 @@ impl Usage {
         Ok(Self {
             name: process.name.clone(),
             cpu: TICK * u32::try_from(ticks).unwrap_or(u32::MAX),
-            resident: family.iter().map(|pid| resident(**pid)).sum(),
+            resident: Resident::of_family(family.into_iter().map(|pid| Resident::of(*pid))),
         })
     }
 
@@ -139,11 +139,35 @@ fn parse(line: &str) -> Option<Stat> {
     })
 }
 
-fn resident(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kibibytes = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    kibibytes.unwrap_or_default() * 1024
+/// Resident memory of a process, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Resident {
+    own: u64,
+    /// Files and shared memory, which its relatives may have as well.
+    shared: u64,
+}
+
+impl Resident {
+    fn of(pid: u32) -> Self {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let bytes = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let kibibytes = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
+            kibibytes.unwrap_or_default() * 1024
+        };
+        Self {
+            own: bytes("RssAnon:"),
+            shared: bytes("RssFile:") + bytes("RssShmem:"),
+        }
+    }
+
+    /// What a family has together: the most that any has of what they may share counts for all.
+    fn of_family(members: impl Iterator<Item = Self>) -> u64 {
+        let (own, shared) = members.fold((0, 0), |(own, shared), member| {
+            (own + member.own, member.shared.max(shared))
+        });
+        own + shared
+    }
 }
 
 fn seconds<S: serde::Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
@@ -173,6 +197,15 @@ mod tests {
         assert!(used[0].cpu >= TICK && used[0].resident > 0, "{used:?}");
         assert!("me".parse::<Process>().is_err() && "me=x".parse::<Process>().is_err());
         assert!(Usage::of_all(&["gone=4294967295".parse().unwrap()]).is_err());
+    }
+
+    #[test]
+    fn what_a_family_shares_counts_once() {
+        let member = |own, shared| Resident { own, shared };
+        assert_eq!(
+            Resident::of_family([member(1, 10), member(2, 30), member(4, 20)].into_iter()),
+            37
+        );
     }
 
     #[test]

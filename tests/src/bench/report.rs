@@ -1,5 +1,6 @@
 //! Results as tables for people and as JSON for programs.
 
+mod plot;
 mod tables;
 
 use std::fs;
@@ -31,8 +32,8 @@ pub struct Row {
     pub scenario: &'static str,
     /// What was asked: `unary`, `stream` or `code completion`.
     pub request: &'static str,
-    /// `direct` to the model server, or through the `broker`.
-    pub over: &'static str,
+    /// `direct` to the model server, through the `broker`, or through the peer of this name.
+    pub over: String,
     /// Connections with one request under way each.
     pub concurrency: usize,
     /// Requests whose latency was counted.
@@ -44,11 +45,14 @@ pub struct Row {
     pub first_us: Spread,
     /// To the end, in microseconds.
     pub whole_us: Spread,
-    /// What each process used within the window.
+    /// What each process that takes part used within the window.
     pub used: Vec<Usage>,
     /// CPU time a right answer, in microseconds: of all processes of the system, without model server and generator.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_us: Option<f64>,
+    /// Resident memory of the same processes at the window's end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resident_bytes: Option<u64>,
     /// Wrong or missing answers.
     pub wrong: u64,
     /// The first few of them in words.
@@ -109,28 +113,25 @@ impl Row {
     /// What came of one load; `system` processes count towards `cpu_us`.
     #[must_use]
     pub fn new(
-        (scenario, request, over): (&'static str, &'static str, &'static str),
+        (scenario, request, over): (&'static str, &'static str, &str),
         concurrency: usize,
         measured: Measured,
         system: impl Fn(&str) -> bool,
     ) -> Self {
         let seconds = measured.window.as_secs_f64();
-        let ours: Duration = measured
-            .used
-            .iter()
-            .filter(|used| system(&used.name))
-            .map(|used| used.cpu)
-            .sum();
+        let ours: Vec<_> = measured.used.iter().filter(|used| system(&used.name)).collect();
+        let cpu: Duration = ours.iter().map(|used| used.cpu).sum();
         Self {
             scenario,
             request,
-            over,
+            over: over.to_owned(),
             concurrency,
             requests: measured.samples.len(),
             per_second: (seconds > 0.0).then(|| measured.ended as f64 / seconds),
             first_us: Spread::of(measured.samples.iter().map(|sample| sample.first).collect()),
             whole_us: Spread::of(measured.samples.iter().map(|sample| sample.whole).collect()),
-            cpu_us: per_answer(ours, measured.ended).filter(|_| over != "direct" && !ours.is_zero()),
+            cpu_us: per_answer(cpu, measured.ended).filter(|_| !ours.is_empty()),
+            resident_bytes: (!ours.is_empty()).then(|| ours.iter().map(|used| used.resident).sum()),
             used: measured.used,
             wrong: measured.wrong,
             told: measured.told,

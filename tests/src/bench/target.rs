@@ -32,6 +32,15 @@ pub struct Servers {
     pub settings: Value,
 }
 
+/// A way from the generator to the model server.
+#[derive(Clone, Debug)]
+pub struct Way {
+    /// `direct`, `broker` or a peer's name.
+    pub over: String,
+    /// What is sent on it.
+    pub target: Target,
+}
+
 impl Servers {
     /// Looks at the model server's settings, and refuses what would not be measured fairly.
     ///
@@ -62,31 +71,33 @@ impl Servers {
         })
     }
 
-    /// Chats with the model server itself.
+    /// The same chats on every way that there is: direct, through the broker, through each peer.
     ///
     /// # Errors
-    /// Its address cannot be found.
-    pub fn direct(&self, options: &Options, shape: Shape) -> anyhow::Result<Target> {
+    /// An address cannot be found, or the broker's token is missing.
+    pub fn ways(&self, options: &Options, shape: Shape) -> anyhow::Result<Vec<Way>> {
         let model = self.settings["model"][0]
             .as_str()
             .context("the model server has no model")?;
-        chats(address(&self.direct)?, Vec::new(), model, options.tokens, shape)
-    }
-
-    /// The same chats through the broker; nothing when there is none.
-    ///
-    /// # Errors
-    /// Its address cannot be found, or the token is missing.
-    pub fn broker(&self, options: &Options, shape: Shape) -> anyhow::Result<Option<Target>> {
-        let Some(broker) = &self.broker else {
-            return Ok(None);
-        };
-        let token = options
-            .client_token
-            .as_deref()
-            .context("the broker wants a token: DUO_CLIENT_TOKEN")?;
-        let headers = vec![("authorization".to_owned(), format!("Bearer {token}"))];
-        chats(address(broker)?, headers, &options.model, options.tokens, shape).map(Some)
+        let mut ways = vec![("direct", &self.direct, None, model)];
+        if let Some(broker) = &self.broker {
+            let token = options.client_token.as_deref();
+            let token = token.context("the broker wants a token: DUO_CLIENT_TOKEN")?;
+            ways.push(("broker", broker, Some(token), &options.model));
+        }
+        for peer in &options.peers {
+            ways.push((&peer.name, &peer.url, options.peer_key.as_deref(), model));
+        }
+        ways.into_iter()
+            .map(|(over, url, token, model)| {
+                let header = token.map(|token| ("authorization".to_owned(), format!("Bearer {token}")));
+                let headers = header.into_iter().collect();
+                Ok(Way {
+                    over: over.to_owned(),
+                    target: chats(address(url)?, headers, model, options.tokens, shape)?,
+                })
+            })
+            .collect()
     }
 
     /// Code completions as GitLab sends them; nothing when there is no broker or no JWT.

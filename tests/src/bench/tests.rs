@@ -29,17 +29,40 @@ fn measure(options: Options) -> anyhow::Result<Report> {
 async fn right_answers_are_counted_and_timed() {
     let sim = Sim::start(Settings::default()).await.unwrap();
     let pid = format!("model={}", std::process::id());
-    let options = options(&sim, &["--concurrency", "4", "--pid", &pid]);
+    // The model server stands in for a gateway too.
+    let peer = format!("peer={}", sim.url());
+    let peer_pid = format!("peer={}", std::process::id());
+    let options = options(
+        &sim,
+        &[
+            "--concurrency",
+            "2,4",
+            "--pid",
+            &pid,
+            "--peer",
+            &peer,
+            "--pid",
+            &peer_pid,
+        ],
+    );
     let report = tokio::task::spawn_blocking(|| measure(options))
         .await
         .unwrap()
         .unwrap();
     assert!(report.all_right(), "{report:?}");
-    assert_eq!(report.rows.len(), 4);
+    assert_eq!(report.rows.len(), 4 + 2 * 4);
     for row in &report.rows {
         assert!(row.first_us.p50 <= row.whole_us.p50 && row.whole_us.p50 <= row.whole_us.max);
-        assert_eq!(row.used.len(), if row.scenario == "hop" { 0 } else { 2 });
+        let used: Vec<_> = row.used.iter().map(|used| used.name.as_str()).collect();
+        let expected: &[_] = match (row.scenario, row.over.as_str()) {
+            ("hop", _) => &[],
+            (_, "direct") => &["model", "generator"],
+            _ => &["model", "peer", "generator"],
+        };
+        assert_eq!(used, expected, "{row:?}");
+        assert_eq!(row.resident_bytes.is_some(), used.contains(&"peer"), "{row:?}");
     }
+    assert_eq!(report.plot().matches("<rect").count(), 1 + 2 * 4);
     let lines = report.lines().join("\n");
     assert!(
         lines.contains("ANSWERS/S") && lines.contains("first token"),

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use clap::Parser;
 use duo_system_tests::bench::{Options, run};
 
-/// Measures the broker against the model server behind it, with every byte of every answer checked.
+/// Measures the broker against the model server behind it and other gateways, with every byte of every answer checked.
 ///
 /// It needs a simulated model server without delays, and for all but the direct figures a broker in front of it.
 /// ./tests/bench/run starts everything and this; by hand, against a set-up that runs:
@@ -31,6 +31,9 @@ fn main() -> anyhow::Result<ExitCode> {
     if let Some(path) = &options.json {
         let json = serde_json::to_vec_pretty(&report)?;
         std::fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if let Some(path) = &options.plot {
+        std::fs::write(path, report.plot()).with_context(|| format!("cannot write {}", path.display()))?;
     }
     writeln!(std::io::stdout(), "{}", report.lines().join("\n")).context("cannot print the results")?;
     Ok(if report.all_right() {

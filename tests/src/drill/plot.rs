@@ -1,6 +1,6 @@
 //! Curves over time as an SVG picture.
 
-use std::fmt::Write as _;
+use crate::svg::Svg;
 
 const WIDTH: f64 = 800.0;
 const HEIGHT: f64 = 360.0;
@@ -46,42 +46,25 @@ impl Plot {
         let most = values.fold(self.level, f64::max) * 1.1;
         let x = |second: f64| left + (right - left) * second / seconds;
         let y = |value: f64| bottom - (bottom - top) * value / most;
-        let mut svg = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{HEIGHT}\" \
-             font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
-             <text x=\"{left}\" y=\"24\" font-size=\"15\">{}</text>\n\
-             <path d=\"M{left} {top} V{bottom} H{right}\" fill=\"none\" stroke=\"black\"/>\n",
-            escaped(&self.title)
-        );
-        let mut text = |x: f64, y: f64, anchor: &str, text: &str| {
-            let text = escaped(text);
-            // Writing to a string cannot fail.
-            let _written = writeln!(
-                svg,
-                "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{text}</text>"
-            );
-        };
+        let mut svg = Svg::new((WIDTH, HEIGHT), &self.title);
+        svg.element(format_args!(
+            "<path d=\"M{left} {top} V{bottom} H{right}\" fill=\"none\" stroke=\"black\"/>"
+        ));
         for part in 0..=4 {
             let value = most * f64::from(part) / 4.0;
-            text(left - 6.0, y(value) + 4.0, "end", &format!("{value:.0}"));
+            svg.words((left - 6.0, y(value) + 4.0), "end", &format!("{value:.0}"));
             let second = seconds * f64::from(part) / 4.0;
-            text(x(second), bottom + 18.0, "middle", &format!("{second:.0} s"));
+            svg.words((x(second), bottom + 18.0), "middle", &format!("{second:.0} s"));
         }
-        text(
-            right + 8.0,
-            y(self.level) + 4.0,
+        let level = y(self.level);
+        svg.words(
+            (right + 8.0, level + 4.0),
             "start",
             &format!("capacity {:.0}", self.level),
         );
-        for (number, curve) in self.curves.iter().enumerate() {
-            let line = top + 20.0 * number as f64 + 4.0;
-            text(right + 110.0, line, "start", &curve.name);
-        }
-        let level = y(self.level);
-        let _written = writeln!(
-            svg,
+        svg.element(format_args!(
             "<path d=\"M{left} {level:.1} H{right}\" stroke=\"gray\" stroke-dasharray=\"4\"/>"
-        );
+        ));
         for (number, curve) in self.curves.iter().enumerate() {
             let colour = COLOURS[number % COLOURS.len()];
             let points = curve.values.iter().enumerate();
@@ -89,21 +72,16 @@ impl Plot {
                 .map(|(second, value)| format!("{:.1},{:.1}", x(second as f64), y(*value)))
                 .collect();
             let line = top + 20.0 * number as f64;
-            let _written = writeln!(
-                svg,
+            svg.element(format_args!(
                 "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>\n\
                  <path d=\"M{:.1} {line:.1} h18\" stroke=\"{colour}\" stroke-width=\"2\"/>",
                 points.join(" "),
                 right + 86.0
-            );
+            ));
+            svg.words((right + 110.0, line + 4.0), "start", &curve.name);
         }
-        svg.push_str("</svg>\n");
-        svg
+        svg.finish()
     }
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;")
 }
 
 #[cfg(test)]

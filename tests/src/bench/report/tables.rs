@@ -20,15 +20,25 @@ impl Report {
             ]);
             lines.extend(self.hop(&rows("hop").collect::<Vec<_>>()));
         }
-        for row in rows("throughput").take(1) {
-            let Row { concurrency, .. } = row;
+        let mut levels: Vec<_> = rows("throughput").map(|row| row.concurrency).collect();
+        levels.dedup();
+        for level in levels {
+            let rows: Vec<_> = rows("throughput")
+                .filter(|row| row.concurrency == level)
+                .collect();
             lines.extend([
                 "".to_owned(),
-                format!("throughput: {concurrency} at a time, latencies in milliseconds"),
+                format!("throughput: {level} at a time; latencies in milliseconds, CPU time an answer in microseconds, memory in MiB"),
             ]);
-            lines.extend(throughput(&rows("throughput").collect::<Vec<_>>()));
-            lines.extend(["".to_owned(), "CPU time an answer in microseconds".to_owned()]);
-            lines.extend(shares(&rows("throughput").collect::<Vec<_>>()));
+            lines.extend(throughput(&rows));
+            let ours: Vec<_> = rows.into_iter().filter(|row| row.over == "broker").collect();
+            if !ours.is_empty() {
+                lines.extend([
+                    "".to_owned(),
+                    format!("CPU time an answer in microseconds, {level} at a time"),
+                ]);
+                lines.extend(shares(&ours));
+            }
         }
         for row in self.rows.iter().filter(|row| row.wrong > 0 || row.requests == 0) {
             lines.push(String::new());
@@ -73,7 +83,7 @@ impl Report {
                 };
                 cells.push(vec![
                     (*name).to_owned(),
-                    row.over.to_owned(),
+                    row.over.clone(),
                     row.requests.to_string(),
                     milliseconds(spread.p50),
                     milliseconds(spread.p99),
@@ -111,13 +121,15 @@ fn throughput(rows: &[&Row]) -> Vec<String> {
         .map(|row| {
             vec![
                 row.request.to_owned(),
-                row.over.to_owned(),
+                row.over.clone(),
                 format!("{:.0}", row.per_second.unwrap_or_default()),
                 milliseconds(row.first_us.p50),
                 milliseconds(row.whole_us.p50),
                 milliseconds(row.whole_us.p99),
-                milliseconds(row.whole_us.p999),
                 milliseconds(row.whole_us.max),
+                row.cpu_us.map_or_else(String::new, |cpu| format!("{cpu:.0}")),
+                row.resident_bytes.map_or_else(String::new, mebibytes),
+                row.wrong.to_string(),
             ]
         })
         .collect();
@@ -130,8 +142,10 @@ fn throughput(rows: &[&Row]) -> Vec<String> {
             "FIRST P50",
             "P50",
             "P99",
-            "P99.9",
             "MAX",
+            "CPU",
+            "MEMORY",
+            "WRONG",
         ],
         &cells,
     )
@@ -144,12 +158,12 @@ fn shares(rows: &[&Row]) -> Vec<String> {
             names.push(&used.name);
         }
     }
-    let mut headings = vec!["REQUEST", "OVER", "SYSTEM"];
+    let mut headings = vec!["REQUEST", "SYSTEM"];
     headings.extend(&names);
     let cells: Vec<_> = rows
         .iter()
         .map(|row| {
-            let mut cells = vec![row.request.to_owned(), row.over.to_owned()];
+            let mut cells = vec![row.request.to_owned()];
             cells.push(row.cpu_us.map_or_else(String::new, |cpu| format!("{cpu:.0}")));
             cells.extend(names.iter().map(|name| {
                 let used = row.used.iter().find(|used| used.name == *name);
@@ -160,6 +174,10 @@ fn shares(rows: &[&Row]) -> Vec<String> {
         })
         .collect();
     table::lines(2, &headings, &cells)
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.0}", bytes as f64 / f64::from(1 << 20))
 }
 
 fn milliseconds(microseconds: f64) -> String {
