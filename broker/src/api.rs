@@ -42,6 +42,7 @@ mod stream;
 mod suggestion;
 mod version;
 
+pub use access::Peer;
 use error::{ApiError, Refused, Shape};
 pub use state::{ApiState, Readiness};
 

@@ -3,6 +3,7 @@
 
 mod follow;
 mod front;
+mod intake;
 mod keep;
 
 use std::process::ExitCode;

@@ -1,6 +1,6 @@
 //! Who may pass, and the record of those who do.
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{ConnectInfo, MatchedPath, Request, State};
@@ -26,6 +26,10 @@ const PUBLIC: [&str; 3] = [
     "/v1/models/definitions",
 ];
 
+/// Where a connection comes from.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub IpAddr);
+
 /// Lets known callers pass and leaves them in the request's extensions.
 pub(super) async fn authenticate(
     State(api): State<Arc<ApiState>>,
@@ -35,8 +39,8 @@ pub(super) async fn authenticate(
     if PUBLIC.contains(&request.uri().path()) {
         return next.run(request).await;
     }
-    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
-    let address = peer.map(|ConnectInfo(address)| address.ip());
+    let peer = request.extensions().get::<ConnectInfo<Peer>>();
+    let address = peer.map(|ConnectInfo(peer)| peer.0);
     match api.authenticator.authenticate(request.headers(), address).await {
         Ok(caller) => {
             request.extensions_mut().insert(caller);

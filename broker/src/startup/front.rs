@@ -1,16 +1,22 @@
 //! The API's listener: serves until the drain, then waits for what is under way.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Router;
-use axum::serve::ListenerExt as _;
+use axum::middleware::map_response;
+use axum::response::Response;
 use duo_process::admin::Readiness;
 use duo_process::shutdown::Shutdown;
+use http::{HeaderValue, header};
 use tokio::net::TcpListener;
+
+use super::intake::Intake;
+use crate::api::Peer;
 
 /// Load balancers see the readiness go before connections are refused.
 const READINESS_LEAD: Duration = Duration::from_millis(200);
+/// How long a connection that was taken last has for its first bytes; then connections without a request are closed.
+const FIRST_BYTES: Duration = Duration::from_millis(500);
 
 /// How long the ends of cut requests may take to reach their clients.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -26,21 +32,31 @@ pub(super) async fn serve(
     grace: Duration,
     cut: impl FnOnce(),
 ) -> bool {
-    let listener = listener.tap_io(|socket| {
-        if let Err(error) = socket.set_nodelay(true) {
-            tracing::debug!(error = %error, "a socket keeps its delay");
+    let (close, closed) = (Shutdown::new(), Shutdown::new());
+    let intake = match Intake::new(listener, close.clone(), closed.clone()) {
+        Ok(intake) => intake,
+        Err(error) => {
+            tracing::error!(error = %error, "the API's listener failed");
+            return true;
         }
-    });
+    };
     let drain = {
         let (shutdown, readiness) = (shutdown.clone(), readiness.clone());
         async move {
             shutdown.begun().await;
             readiness.drain();
             tokio::time::sleep(READINESS_LEAD).await;
+            close.begin();
+            closed.begun().await;
+            tokio::time::sleep(FIRST_BYTES).await;
         }
     };
-    let make = app.into_make_service_with_connect_info::<SocketAddr>();
-    let served = axum::serve(listener, make)
+    let draining = shutdown.clone();
+    let app = app.layer(map_response(move |response| {
+        std::future::ready(parting(&draining, response))
+    }));
+    let make = app.into_make_service_with_connect_info::<Peer>();
+    let served = axum::serve(intake, make)
         .with_graceful_shutdown(drain)
         .into_future();
     let mut served = std::pin::pin!(served);
@@ -62,4 +78,14 @@ pub(super) async fn serve(
     // Who does not read its last words does without.
     let _ = tokio::time::timeout(LAST_WORDS, served).await;
     false
+}
+
+/// During the drain each answer tells its client to take the next request elsewhere, instead of having it find a
+/// connection closed.
+fn parting(shutdown: &Shutdown, mut response: Response) -> Response {
+    if shutdown.is_begun() {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
+    response
 }
