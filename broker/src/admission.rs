@@ -10,10 +10,12 @@
 //! A request is refused, in this order, because nobody serves its model, its
 //! caller has as many under way as it may, the queue is full, the wait is
 //! longer than the feature allows, or its person has more than a share while
-//! others wait ([`share`]). [`line`] counts, [`estimate`] computes.
+//! others wait ([`share`]). [`line`] counts, [`pool`] says which of that work is
+//! ahead of whom, [`estimate`] computes.
 
 mod estimate;
 mod line;
+mod pool;
 mod share;
 
 use std::collections::HashMap;
@@ -27,9 +29,9 @@ use duo_contract::snapshot::Feature;
 use crate::caller::Caller;
 use crate::fleet::{Capacity, Fleet};
 use crate::request::ExchangeError;
-use estimate::Free;
 use line::Load;
 pub use line::{Line, Place};
+use pool::{Pool, Prospect};
 use share::{Contest, People};
 
 /// Least `Retry-After`.
@@ -43,8 +45,6 @@ const RESERVE: f64 = 0.125;
 const RETRY_MARGIN: f64 = 1.03;
 /// How long a full stream is not asked again.
 const FULL_FOR: Duration = Duration::from_millis(200);
-/// Lower lanes are offered one freed slot in so many first, as workers do.
-const LOWER_FIRST_EVERY: f64 = 8.0;
 
 /// Admission; cheap to clone.
 #[derive(Debug, Clone)]
@@ -85,19 +85,6 @@ pub struct Outlook {
     pub slot_time: [f64; 2],
 }
 
-/// What a newcomer finds.
-#[derive(Debug, Clone, Copy)]
-struct Prospect {
-    /// Seconds until it has a slot.
-    wait: f64,
-    /// Seconds from then on to its first byte.
-    first_byte: f64,
-    /// Slots that its lane may have.
-    slots: f64,
-    /// Of these, those that nobody has or waits for.
-    idle: f64,
-}
-
 impl Admission {
     /// Admission by what `fleet` can serve.
     #[must_use]
@@ -120,7 +107,7 @@ impl Admission {
     /// # Errors
     /// `no_worker`, `caller_limit`, `stream_full`, `lane_full` or `fair_share`.
     pub fn check(&self, asker: Asker<'_>, feature: &Feature, model: &ModelName) -> Result<(), ExchangeError> {
-        self.weigh(asker, feature, model).map(|_| ())
+        self.weigh(asker, feature, model, Instant::now()).map(|_| ())
     }
 
     /// Takes a place in line.
@@ -133,13 +120,29 @@ impl Admission {
         feature: &Feature,
         model: &ModelName,
     ) -> Result<Place, ExchangeError> {
-        let wait = self.weigh(asker, feature, model)?;
+        self.admit_at(asker, feature, model, Instant::now())
+    }
+
+    fn admit_at(
+        &self,
+        asker: Asker<'_>,
+        feature: &Feature,
+        model: &ModelName,
+        now: Instant,
+    ) -> Result<Place, ExchangeError> {
+        let wait = self.weigh(asker, feature, model, now)?;
         let line = self.line(model);
-        Ok(line.enter((asker.key, asker.limit), &feature.name, feature.lane, wait))
+        Ok(line.enter((asker.key, asker.limit), &feature.name, feature.lane, wait, now))
     }
 
     /// Seconds until a newcomer would have a slot, or why it may not wait for one.
-    fn weigh(&self, asker: Asker<'_>, feature: &Feature, model: &ModelName) -> Result<f64, ExchangeError> {
+    fn weigh(
+        &self,
+        asker: Asker<'_>,
+        feature: &Feature,
+        model: &ModelName,
+        now: Instant,
+    ) -> Result<f64, ExchangeError> {
         let capacity = self.fleet.capacity(model);
         if capacity.is_deserted() {
             return Err(ExchangeError::new(
@@ -148,7 +151,6 @@ impl Admission {
                 format!("no worker serves model {model} at present"),
             ));
         }
-        let now = Instant::now();
         let line = self.line(model);
         let (held, oldest) = line.with(feature.lane, |lane| lane.people.open(asker.key, &feature.name));
         if u32::try_from(held).unwrap_or(u32::MAX) >= asker.limit {
@@ -224,9 +226,16 @@ impl Admission {
         until.is_some_and(|until| now < until)
     }
 
-    /// What the stream says of one lane and model, all brokers together.
-    pub fn note_depth(&self, lane: Lane, model: &ModelName, pending: u64, unacknowledged: u64) {
-        self.line(model).note_depth(lane, pending, unacknowledged);
+    /// What the stream, asked at `asked`, says of one lane and model, all brokers together.
+    pub fn note_depth(
+        &self,
+        lane: Lane,
+        model: &ModelName,
+        pending: u64,
+        unacknowledged: u64,
+        asked: Instant,
+    ) {
+        self.line(model).note_depth(lane, pending, unacknowledged, asked);
     }
 
     /// Is so much in line for the model that the other brokers' part matters now?
@@ -288,111 +297,6 @@ impl Admission {
             .or_insert_with(|| Arc::new(Line::new()));
         Arc::clone(line)
     }
-}
-
-/// The work of all models that share slots.
-#[derive(Debug)]
-struct Pool {
-    queued: [f64; 3],
-    /// Slot seconds of what is queued.
-    work: [f64; 3],
-    /// The slot time to use where nothing is queued.
-    usual: [f64; 3],
-    running: [f64; 3],
-    slots: [Vec<Free>; 3],
-}
-
-impl Pool {
-    fn new(own: &[Load; 3]) -> Self {
-        let mut pool = Self {
-            queued: [0.0; 3],
-            work: [0.0; 3],
-            usual: [0, 1, 2].map(|lane| own[lane].slot_time),
-            running: [0.0; 3],
-            slots: Default::default(),
-        };
-        pool.add(own, 1.0);
-        pool
-    }
-
-    fn add(&mut self, loads: &[Load; 3], part: f64) {
-        for (lane, load) in loads.iter().enumerate() {
-            self.queued[lane] += load.queued * part;
-            self.work[lane] += load.queued * load.slot_time * part;
-            self.running[lane] += load.running * part;
-            let slots = load.slots.iter().map(|free| Free {
-                count: free.count * part,
-                ..*free
-            });
-            self.slots[lane].extend(slots);
-        }
-    }
-
-    /// Keystroke may have every slot, and is offered all but the lower lanes' share first.
-    fn first_lane(&self, slots: f64) -> Prospect {
-        let idle = slots - self.running.iter().sum::<f64>();
-        let lower_waits = self.queued[1] + self.queued[2] > 0.0;
-        let share = if lower_waits {
-            LOWER_FIRST_EVERY / (LOWER_FIRST_EVERY - 1.0)
-        } else {
-            1.0
-        };
-        let all = self.slots.iter().flatten().copied();
-        Prospect {
-            wait: wait(self.queued[0] * share, self.slot_time(0..=0), all, idle),
-            first_byte: 0.0,
-            slots,
-            idle: idle - self.queued[0],
-        }
-    }
-
-    /// The lanes below share what keystroke leaves them: never the slots that
-    /// are kept for it, but always a few.
-    fn lower_lane(&self, slots: f64, kept: f64, lane: usize) -> Prospect {
-        let keystroke = self.running[0] + self.queued[0];
-        let least = (slots / LOWER_FIRST_EVERY).max(1.0).min(slots);
-        let serving = (slots - keystroke.max(kept)).clamp(least, slots);
-        // Keystroke's requests in slots that these lanes count on.
-        let lent = (keystroke + serving - slots).clamp(0.0, serving);
-        let running = self.running[1] + self.running[2];
-        let scale = if running > serving { serving / running } else { 1.0 };
-        let below = self.slots[1..].iter().flatten().map(|free| Free {
-            count: free.count * scale,
-            ..*free
-        });
-        let lent = Free {
-            after: self.slot_time(0..=0),
-            count: (lent - running * (1.0 - scale)).clamp(0.0, serving),
-        };
-        let idle = serving - running * scale - lent.count;
-        let ahead: f64 = self.queued[1..=lane].iter().sum();
-        let busy = below.chain(std::iter::once(lent));
-        Prospect {
-            wait: wait(ahead, self.slot_time(1..=lane), busy, idle),
-            first_byte: 0.0,
-            slots: serving,
-            idle: idle - ahead,
-        }
-    }
-
-    /// The mean slot time of what is queued in these lanes.
-    fn slot_time(&self, lanes: std::ops::RangeInclusive<usize>) -> f64 {
-        let queued: f64 = self.queued[lanes.clone()].iter().sum();
-        if queued > 0.0 {
-            self.work[lanes].iter().sum::<f64>() / queued
-        } else {
-            self.usual[*lanes.end()]
-        }
-    }
-}
-
-fn wait(ahead: f64, slot_time: f64, busy: impl Iterator<Item = Free>, idle: f64) -> f64 {
-    let mut slots: Vec<Free> = busy.collect();
-    slots.push(Free {
-        after: 0.0,
-        count: idle.max(0.0),
-    });
-    estimate::wait(ahead, slot_time, &slots)
 }
 
 fn after(due: Option<Instant>, now: Instant) -> Duration {

@@ -20,6 +20,11 @@ const GUESS: [Duration; 3] = [
 /// How much of what a look at the queue shows goes into the mean of this
 /// broker's part: a second's looks under pressure.
 const PART_STEP: f64 = 0.1;
+/// How long the stream may hold a message whose request is over: the worker's
+/// acknowledgement is on its way.
+const SETTLING: Duration = Duration::from_millis(30);
+/// Ends are remembered for longer than a look at the queue takes.
+const ENDED_FOR: Duration = Duration::from_secs(1);
 /// Points that stand for the slots of a lane in an estimate, at most.
 const POINTS: usize = 64;
 
@@ -38,10 +43,10 @@ pub(super) struct State {
 pub(super) struct LaneState {
     /// Requests of this broker that no worker has.
     queued: usize,
-    /// Of these, those that the stream has not acknowledged yet.
-    unstored: usize,
     /// When each of this broker's requests that a worker has was taken, oldest first.
     running: VecDeque<Instant>,
+    /// When those were over that the stream may still hold, oldest first.
+    ended: VecDeque<Instant>,
     others: Others,
     /// This broker's part of all in line, averaged over a while.
     part: f64,
@@ -95,8 +100,8 @@ impl LaneState {
     fn new(lane: usize) -> Self {
         Self {
             queued: 0,
-            unstored: 0,
             running: VecDeque::new(),
+            ended: VecDeque::new(),
             others: Others::default(),
             part: 1.0,
             slot_time: Usual::new(GUESS[lane]),
@@ -162,6 +167,13 @@ impl LaneState {
         self.slot_time.seconds()
     }
 
+    fn note_end(&mut self, now: Instant) {
+        while self.ended.front().is_some_and(|at| *at + ENDED_FOR < now) {
+            self.ended.pop_front();
+        }
+        self.ended.push_back(now);
+    }
+
     /// Somebody asked for a slot in vain.
     pub(super) fn note_refusal(&mut self, asker: (&str, u32), now: Instant) {
         self.people.ask(asker, self.slot_time.seconds(), now);
@@ -193,14 +205,21 @@ impl Line {
 
     /// What the stream says of one lane, all brokers together: messages that
     /// no worker has got, and messages that one has.
-    pub(super) fn note_depth(&self, lane: Lane, pending: u64, unacknowledged: u64) {
+    ///
+    /// The stream and this broker never know the same at the same moment, least
+    /// of all in a burst. So whatever this broker has stands in the stream, if
+    /// it is stored or not, and so does what it had just before the stream was
+    /// asked at `asked`: only the surplus is the others'.
+    pub(super) fn note_depth(&self, lane: Lane, pending: u64, unacknowledged: u64, asked: Instant) {
         let as_count = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
         let (pending, held) = (as_count(pending), as_count(unacknowledged));
         self.with(lane, |lane| {
-            let own = lane.running.len() + lane.queued - lane.unstored;
+            let gone = lane.ended.partition_point(|at| *at + SETTLING < asked);
+            let leaving = lane.ended.len() - gone;
+            let own = lane.running.len() + lane.queued;
             // A message that a worker has got but not claimed yet is still queued here, so the sum decides.
-            let others = pending.saturating_add(held).saturating_sub(own);
-            let running = held.saturating_sub(lane.running.len()).min(others);
+            let others = pending.saturating_add(held).saturating_sub(own + leaving);
+            let running = held.saturating_sub(lane.running.len() + leaving).min(others);
             lane.others = Others {
                 queued: others - running,
                 running,
@@ -226,14 +245,13 @@ impl Line {
         feature: &FeatureName,
         lane: Lane,
         wait: f64,
+        now: Instant,
     ) -> Place {
-        let now = Instant::now();
         let mut state = self.state();
         state.tickets += 1;
         let ticket = state.tickets;
         let held = &mut state.lanes[index(lane)];
         held.queued += 1;
-        held.unstored += 1;
         let due = now + Duration::from_secs_f64(wait + held.slot_time());
         held.people.ask(asker, held.slot_time(), now);
         held.people.enter(asker, feature, ticket, due, now);
@@ -268,10 +286,7 @@ pub struct Place {
 impl Place {
     /// The stream holds the request.
     pub fn stored(&mut self) {
-        if !self.stored {
-            self.stored = true;
-            self.line.with(self.lane, |lane| lane.unstored -= 1);
-        }
+        self.stored = true;
     }
 
     /// A worker has taken the request.
@@ -334,13 +349,22 @@ impl Place {
             let held = self.held;
             self.line.with(self.lane, |lane| lane.slot_time.note(held, now));
         }
+        self.over(now);
+    }
+
+    /// The request is over; its message goes next.
+    fn over(&mut self, now: Instant) {
+        if std::mem::take(&mut self.stored) {
+            self.line.with(self.lane, |lane| lane.note_end(now));
+        }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.stored();
-        self.released(Instant::now());
+        let now = Instant::now();
+        self.released(now);
+        self.over(now);
         self.line.with(self.lane, |lane| {
             lane.queued -= 1;
             lane.people.leave(&self.key, &self.feature, self.ticket);

@@ -7,6 +7,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod burst;
+
 fn model() -> ModelName {
     ModelName::parse("m").expect("a name")
 }
@@ -53,7 +55,7 @@ fn admission(slots: u32) -> Admission {
 /// Lets the mean slot time be `seconds`.
 fn usual(admission: &Admission, lane: Lane, seconds: f64) {
     let line = admission.line(&model());
-    let mut place = line.enter(("a", 8), &feature(lane, 1).name, lane, 0.0);
+    let mut place = line.enter(("a", 8), &feature(lane, 1).name, lane, 0.0, Instant::now());
     let since = Instant::now();
     place.claimed(since);
     place.served(since + Duration::from_secs_f64(seconds));
@@ -126,7 +128,7 @@ fn what_other_brokers_have_in_line_is_ahead_too() {
     let count = u64::try_from(places.len()).expect("a count");
     for one in [&mine, &theirs] {
         // The stream says the same to both.
-        one.note_depth(Lane::Keystroke, &model(), count - 4, 4);
+        one.note_depth(Lane::Keystroke, &model(), count - 4, 4, Instant::now());
     }
     assert_eq!(reason(mine.admit(asker("new"), &feature, &model())), "lane_full");
     assert_eq!(
@@ -134,8 +136,8 @@ fn what_other_brokers_have_in_line_is_ahead_too() {
         32.0_f64.min(count as f64)
     );
     drop(places);
-    theirs.note_depth(Lane::Keystroke, &model(), 0, 0);
-    mine.note_depth(Lane::Keystroke, &model(), 0, 0);
+    theirs.note_depth(Lane::Keystroke, &model(), 0, 0, Instant::now());
+    mine.note_depth(Lane::Keystroke, &model(), 0, 0, Instant::now());
     assert!(mine.admit(asker("new"), &feature, &model()).is_ok());
 }
 
@@ -147,7 +149,7 @@ fn a_message_that_is_neither_claimed_nor_stored_is_counted_once() {
     stored.stored();
     let _unstored = admission.admit(asker("b"), &feature, &model()).expect("room");
     // A worker has got the stored one and has not claimed it yet.
-    admission.note_depth(Lane::Keystroke, &model(), 0, 1);
+    admission.note_depth(Lane::Keystroke, &model(), 0, 1, Instant::now());
     let load = &admission.line(&model()).loads(Instant::now())[0];
     assert!(
         (load.queued - 2.0).abs() < 1e-9 && load.running < 1e-9,
@@ -249,7 +251,7 @@ proptest! {
                     places.extend(admitted);
                 }
                 Step::Depth { pending, held } => {
-                    admission.note_depth(Lane::Interactive, &model(), pending, held);
+                    admission.note_depth(Lane::Interactive, &model(), pending, held, now);
                 }
                 _ if count == 0 => {}
                 Step::Store(index) => places[index % count].stored(),

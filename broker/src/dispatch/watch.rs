@@ -199,6 +199,7 @@ impl Dispatch {
     async fn gauge_depth(&self, lane: Lane, model: &ModelName) -> bool {
         let context = self.0.nats.jetstream();
         let name = subject::consumer(lane, model);
+        let asked = Instant::now();
         let consumer: Result<PullConsumer, _> =
             context.get_consumer_from_stream(name, subject::LIVE_STREAM).await;
         // Away or not made yet: the next tick asks again.
@@ -207,7 +208,7 @@ impl Dispatch {
         let running = u64::try_from(info.num_ack_pending).unwrap_or(0);
         self.0
             .admission
-            .note_depth(lane, model, info.num_pending, running);
+            .note_depth(lane, model, info.num_pending, running, asked);
         let labels = [lane.as_str(), model.as_str()];
         let as_gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         self.0
