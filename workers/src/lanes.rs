@@ -88,8 +88,7 @@ impl Lines {
         let under_way: usize = self.lines.iter().map(|line| line.probing).sum();
         let mut unpromised = free.saturating_sub(under_way);
         let mut pulls = Vec::new();
-        for index in self.order() {
-            let line = &mut self.lines[index];
+        for (index, line) in self.lines.iter_mut().enumerate() {
             let want = room(line.lane).min(MOST_WAITING);
             if want == 0 {
                 // By the time there is room again this will be stale.
@@ -106,17 +105,18 @@ impl Lines {
                 let more = want.saturating_sub(line.waiting + line.probing);
                 line.waiting += more;
                 pulls.extend(std::iter::repeat_n((index, Pull::Waiting), more));
-            } else if line.waiting == 0 {
-                let backlog = match line.backlog {
-                    Backlog::Some(count) => usize::try_from(count).unwrap_or(usize::MAX),
-                    Backlog::Unknown | Backlog::Empty => 1,
-                };
-                let more = want.min(backlog).saturating_sub(line.probing).min(unpromised);
-                unpromised -= more;
-                line.probing += more;
-                self.probes = self.probes.wrapping_add(u32::try_from(more).unwrap_or(0));
-                pulls.extend(std::iter::repeat_n((index, Pull::Probe), more));
             }
+        }
+        // Slot by slot, so that slots that come free together are shared as those that come one by one.
+        while scarce && unpromised > 0 {
+            let wants = |&index: &usize| self.lines[index].wants_probe(&room);
+            let Some(index) = self.order().into_iter().find(wants) else {
+                break;
+            };
+            self.lines[index].probing += 1;
+            self.probes = self.probes.wrapping_add(1);
+            unpromised -= 1;
+            pulls.push((index, Pull::Probe));
         }
         pulls
     }
@@ -194,16 +194,36 @@ impl Lines {
         line
     }
 
-    /// Lane order, the lowest first every so often; within a lane each line in turn.
+    /// Lane order, the lowest first every so often; within a lane each line in turn, in the usual order as in the other.
     fn order(&self) -> Vec<usize> {
         let count = self.lines.len();
-        let first = usize::try_from(self.probes).unwrap_or(0) % count.max(1);
+        let lower_turns = self.probes / LOWER_FIRST_EVERY;
+        let is_lower_first = self.probes % LOWER_FIRST_EVERY == LOWER_FIRST_EVERY - 1;
+        let turn = if is_lower_first {
+            lower_turns
+        } else {
+            self.probes - lower_turns
+        };
+        let first = usize::try_from(turn).unwrap_or(0) % count.max(1);
         let mut order: Vec<usize> = (0..count).map(|offset| (first + offset) % count).collect();
         order.sort_by_key(|&index| self.lines[index].lane);
-        if self.probes % LOWER_FIRST_EVERY == LOWER_FIRST_EVERY - 1 {
+        if is_lower_first {
             order.reverse();
         }
         order
+    }
+}
+
+impl Line {
+    /// Has it messages, as far as is known, that no pull of its own will bring?
+    fn wants_probe(&self, room: impl Fn(Lane) -> usize) -> bool {
+        let backlog = match self.backlog {
+            Backlog::Some(count) => usize::try_from(count).unwrap_or(usize::MAX),
+            Backlog::Unknown => 1,
+            Backlog::Empty => return false,
+        };
+        let room = room(self.lane).min(MOST_WAITING).min(backlog);
+        self.waiting == 0 && self.resting_until.is_none() && self.probing < room
     }
 }
 
@@ -279,6 +299,39 @@ mod tests {
     }
 
     proptest! {
+        /// However many slots come free at once and however many models share them: where every line has work, the
+        /// lower lane has one slot in eight and no more, and each line of a lane about as many as the others.
+        #[test]
+        fn the_shares_hold_however_slots_come_free(
+            models in 1..5_usize,
+            freed in proptest::collection::vec(1..4_usize, 300..400),
+        ) {
+            let lanes = (0..models).flat_map(|_| [Lane::Keystroke, Lane::Interactive]);
+            let mut lines = Lines::new(lanes, 16);
+            let now = Instant::now();
+            for line in &mut lines.lines {
+                line.backlog = Backlog::Some(1000);
+            }
+            let mut served = vec![0_usize; 2 * models];
+            for count in freed {
+                let pulls = lines.plan(|_| count, now);
+                prop_assert_eq!(pulls.len(), count);
+                for (index, pull) in pulls {
+                    prop_assert_eq!(pull, Pull::Probe);
+                    served[index] += 1;
+                    lines.delivered(index, Some(Pull::Probe), 1000);
+                }
+            }
+            let all: usize = served.iter().sum();
+            let lower: usize = served.iter().skip(1).step_by(2).sum();
+            prop_assert_eq!(lower, all / 8, "{:?}", served);
+            for lane in 0..2 {
+                let of_lane: Vec<_> = served.iter().skip(lane).step_by(2).collect();
+                let (least, most) = (of_lane.iter().min(), of_lane.iter().max());
+                prop_assert!(most.zip(least).is_some_and(|(most, least)| **most - **least <= 2), "{served:?}");
+            }
+        }
+
         /// A server under any load: pulls never go beyond a line's room, probes never beyond the free slots, and
         /// whatever waits is served in the end.
         #[test]

@@ -15,6 +15,9 @@ const STEADY: Memory = Memory {
 };
 /// The load has changed when the two means are apart by so many standard errors.
 const CHANGED: f64 = 3.0;
+/// A sample is far from the mean by so many standard deviations, and the load has changed after so many such in a row.
+const FAR: f64 = 3.0;
+const FAR_IN_A_ROW: f64 = 4.0;
 /// Halvings of the interval in which a wait is looked for: to a microsecond in a second.
 const HALVINGS: usize = 24;
 
@@ -53,9 +56,13 @@ impl Mean {
         self.sum / self.count
     }
 
+    fn deviation(&self) -> f64 {
+        let variance = self.squares / self.count - self.mean().powi(2);
+        variance.max(0.0).sqrt()
+    }
+
     fn standard_error(&self) -> f64 {
-        let variance = (self.squares / self.count - self.mean().powi(2)).max(0.0);
-        (variance / self.count).sqrt()
+        self.deviation() / self.count.sqrt()
     }
 }
 
@@ -65,6 +72,8 @@ impl Mean {
 pub(super) struct Usual {
     quick: Mean,
     steady: Mean,
+    /// The newest samples, if each is far from the steady mean.
+    far: Mean,
     guess: f64,
 }
 
@@ -73,18 +82,36 @@ impl Usual {
         Self {
             quick: Mean::default(),
             steady: Mean::default(),
+            far: Mean::default(),
             guess: guess.as_secs_f64(),
         }
     }
 
     pub(super) fn note(&mut self, took: Duration, now: Instant) {
         let seconds = took.as_secs_f64();
+        if self.is_far(seconds) {
+            self.far.note(seconds, now, QUICK);
+        } else {
+            self.far = Mean::default();
+        }
+        if self.far.count >= FAR_IN_A_ROW {
+            // What was seen before tells nothing any more, however few samples there are in a second.
+            self.quick = self.far;
+            self.steady = self.far;
+            self.far = Mean::default();
+            return;
+        }
         self.quick.note(seconds, now, QUICK);
         self.steady.note(seconds, now, STEADY);
         let apart = (self.quick.mean() - self.steady.mean()).abs();
         if self.quick.count >= QUICK.least && apart > CHANGED * self.quick.standard_error() {
             self.steady = self.quick;
         }
+    }
+
+    fn is_far(&self, seconds: f64) -> bool {
+        self.steady.count >= QUICK.least
+            && (seconds - self.steady.mean()).abs() > FAR * self.steady.deviation()
     }
 
     /// In seconds.
@@ -196,6 +223,19 @@ mod tests {
             (0..500).map(|i| (20.0 + f64::from(i) / 100.0, 0.4)),
         );
         assert!((usual.seconds() / 0.4 - 1.0).abs() < 0.06, "{}", usual.seconds());
+    }
+
+    #[test]
+    fn a_great_change_is_followed_at_once_however_rare_samples_are() {
+        let mut usual = Usual::new(Duration::ZERO);
+        let start = Instant::now();
+        // Between 0.38 s and 0.42 s.
+        let before = (0..200_u32).map(|i| (f64::from(i) / 10.0, 0.38 + 0.01 * f64::from(i % 5)));
+        feed(&mut usual, start, before);
+        feed(&mut usual, start, [(30.0, 5.5), (30.0, 5.5), (30.0, 5.5)]);
+        assert!(usual.seconds() < 1.0, "three may be chance: {}", usual.seconds());
+        feed(&mut usual, start, [(30.0, 5.5)]);
+        assert!((usual.seconds() - 5.5).abs() < 1e-6, "{}", usual.seconds());
     }
 
     #[test]
