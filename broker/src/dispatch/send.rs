@@ -33,6 +33,9 @@ const ACK_TIMEOUT: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_millis(4500);
 /// Shards of a service client's limit that are tried before it is refused.
 const SHARD_TRIES: usize = 3;
+/// Pause before a refused request is published once more: a caller who has had its
+/// answer may be faster than the acknowledgement that frees its place in the stream.
+const SETTLING: Duration = Duration::from_millis(20);
 
 /// A request with everything that publishing it takes.
 #[derive(Debug)]
@@ -234,8 +237,12 @@ impl Dispatch {
     ) -> Result<(), ExchangeError> {
         let head = &envelope.head;
         let mut refused = None;
-        for key in keys(caller) {
-            let subject = subject::request(head.lane, &head.feature, &head.model, &key);
+        let keys = keys(caller);
+        for (number, key) in keys.iter().chain(&keys).enumerate() {
+            if number == keys.len() {
+                tokio::time::sleep(SETTLING).await;
+            }
+            let subject = subject::request(head.lane, &head.feature, &head.model, key);
             let stored = self.persist(&subject, &message, by, Some(inflight)).await;
             note(&self.0.queue_stores, &stored);
             match stored {

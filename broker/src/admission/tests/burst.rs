@@ -99,7 +99,7 @@ impl Stage {
             let took = self.slot_time.mul_f64(1.0 + self.jitter * self.random());
             self.served.push((now, now + took, Some(place)));
         }
-        if self.ticks % LOOK_EVERY == 0 {
+        if self.ticks.is_multiple_of(LOOK_EVERY) {
             let count = |count: usize| u64::try_from(count).expect("few");
             let (pending, held) = (count(self.waiting.len()), count(self.served.len()));
             self.admission
