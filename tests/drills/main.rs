@@ -135,3 +135,18 @@ async fn a_slow_line_makes_it_slower_and_nothing_else() {
 async fn damaged_blocks_of_the_live_stream_cost_nothing() {
     passes("store-damaged").await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_at_the_stated_time_is_admitted_and_one_well_before_is_not() {
+    passes("retry-after").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_fifty_times_as_much_does_not_make_the_others_wait() {
+    passes("fairness").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_reaches_who_still_sends_megabytes() {
+    passes("large-refusal").await;
+}

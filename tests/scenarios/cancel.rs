@@ -3,6 +3,7 @@
 use duo_system_tests::harness::Cluster;
 use duo_system_tests::harness::cluster::{chat, completion};
 use duo_system_tests::sim::Settings;
+use serde_json::json;
 
 const CANCELLED: (&str, Option<&str>) = ("cancelled", Some("client_gone"));
 
@@ -126,7 +127,7 @@ async fn a_newer_completion_of_the_same_file_replaces_an_older_queued_one() {
     let call = cluster.rails("/v2/code/completions", "alice", &completion("ab", false));
     let newer = tokio::spawn(call.header("x-request-id", "newer").send());
     let nothing = older.await.expect("an answer").good();
-    assert_eq!(nothing.json()["choices"], serde_json::json!([]));
+    assert_eq!(nothing.json()["choices"], json!([]));
     drop(first);
     let newer = newer.await.expect("an answer").good();
     assert_eq!(newer.json()["choices"][0]["text"], cluster.expected(3));
@@ -135,5 +136,68 @@ async fn a_newer_completion_of_the_same_file_replaces_an_older_queued_one() {
         (outcome.as_str(), reason.as_deref()),
         ("cancelled", Some("superseded"))
     );
+    cluster.assert_clean().await;
+}
+
+/// A lane so full that others are refused, and somebody who goes on typing.
+#[tokio::test]
+async fn under_overload_a_newer_completion_takes_the_place_of_an_older_queued_one() {
+    let sim = Settings {
+        tokens: 1,
+        ttft_ms: 1000,
+        ..Settings::default()
+    };
+    let cluster = Cluster::builder()
+        .sim(sim)
+        .slots(1)
+        .configure(|config| {
+            config["features"]["code_completion"]["first_byte_within"] = "60s".into();
+            config["features"]["code_completion"]["end_within"] = "60s".into();
+            // On the same server and in the same lane, but in a hurry.
+            config["features"]["git_suggestions"] = json!({
+                "model": "mistral", "acknowledge": "test", "lane": "keystroke", "first_byte_within": "1s",
+            });
+        })
+        .start()
+        .await;
+    cluster.slots_known().await;
+    let ask = |user: &str, id: &str, text: &str| {
+        let mut body = completion(text, false);
+        body["current_file"]["file_name"] = format!("{user}.py").into();
+        let call = cluster.rails("/v2/code/completions", user, &body);
+        tokio::spawn(call.header("x-request-id", id).send())
+    };
+    // One runs, three stand before the one who types.
+    let others: Vec<_> = (0..4)
+        .map(|number| ask(&format!("user-{number}"), &format!("other-{number}"), "x"))
+        .collect();
+    cluster.queued(4).await;
+    let mut typed = vec![ask("alice", "typed-0", "a")];
+    cluster.queued(5).await;
+    let question = json!({"inputs": {"prompt": "how do I undo a commit?"}});
+    let hurry = cluster.rails("/v1/prompts/glab_ask_git_command", "hurry", &question);
+    assert_eq!(hurry.send().await.status, 429);
+    for number in 1..6 {
+        typed.push(ask("alice", &format!("typed-{number}"), &"a".repeat(number + 1)));
+        let older = typed.swap_remove(0);
+        let nothing = older.await.expect("an answer").good();
+        assert_eq!(nothing.json()["choices"], json!([]));
+    }
+    let newest = typed.remove(0).await.expect("an answer").good();
+    assert_eq!(newest.json()["choices"][0]["text"], cluster.expected(1));
+    for other in others {
+        other.await.expect("an answer").good();
+    }
+    for number in 0..5 {
+        let (outcome, reason) = cluster.end_of(&format!("typed-{number}")).await;
+        assert_eq!(
+            (outcome.as_str(), reason.as_deref()),
+            ("cancelled", Some("superseded"))
+        );
+    }
+    // Nothing that was replaced has reached the model server.
+    cluster
+        .sim_shows(|stats| stats.started == 5 && stats.aborted == 0)
+        .await;
     cluster.assert_clean().await;
 }
