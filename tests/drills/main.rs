@@ -127,6 +127,16 @@ async fn a_hanging_leader_costs_an_election() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_is_cut_off_is_replaced() {
+    passes("partition-worker").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_is_cut_off_goes_on_when_it_is_back() {
+    passes("partition-broker").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_line_makes_it_slower_and_nothing_else() {
     passes("slow-network").await;
 }

@@ -98,6 +98,7 @@ impl Nats {
             };
             let text = format!(
                 "server_name: {name}\nhost: 127.0.0.1\nport: {port}\nmax_payload: 8MB\n\
+                 ping_interval: 1s\nping_max: 2\n\
                  jetstream {{ store_dir: {store:?}, max_file_store: {}, sync_interval: 1s }}\n{cluster}",
                 plan.max_file_store
             );
