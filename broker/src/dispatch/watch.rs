@@ -27,6 +27,9 @@ const DEPTH_TICK: Duration = Duration::from_secs(1);
 /// How often it is asked about models whose slots are running out: what other
 /// brokers admit is known only from there.
 const PRESSED_TICK: Duration = Duration::from_millis(100);
+/// How long the stream may take to answer such a look. A question that was on its way when the connection was lost is
+/// never answered, and nothing else is looked for meanwhile.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Messages looked for, and published again, at once.
 const LOOKS: usize = 16;
 
@@ -65,7 +68,8 @@ pub async fn lost(dispatch: Dispatch) {
         if placed.is_empty() || !dispatch.0.nats.is_up() {
             continue;
         }
-        let context = dispatch.0.nats.jetstream();
+        let mut context = dispatch.0.nats.jetstream();
+        context.set_timeout(LOOK_TIMEOUT);
         let Ok(stream) = context.get_stream(subject::LIVE_STREAM).await else {
             continue;
         };
