@@ -2,6 +2,7 @@
 //! what must hold after every one of them.
 
 use duo_contract::audit::AuditKind;
+use duo_contract::failure::RetryRule;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use serde_json::{Value, json};
@@ -77,10 +78,14 @@ enum Op {
     GiveWay,
     /// The message is lost; the owner looks for it.
     Lose,
+    /// The owner has not found it.
+    PublishAgain,
     /// What became of a publication under way.
     Stored {
         well: bool,
     },
+    /// The acknowledgement of a publication from before the last comes late.
+    StoredLate,
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -104,7 +109,9 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => (0..4_usize).prop_map(|how| Op::Stop { how }),
         1 => Just(Op::GiveWay),
         2 => Just(Op::Lose),
+        3 => Just(Op::PublishAgain),
         3 => any::<bool>().prop_map(|well| Op::Stored { well }),
+        1 => Just(Op::StoredLate),
     ];
     prop::collection::vec(op, 1..80)
 }
@@ -127,19 +134,30 @@ struct Job {
 struct World {
     bench: Bench,
     stream: bool,
+    /// Its answer can be gone on with.
+    plain: bool,
     now: Instant,
     jobs: Vec<Job>,
     /// Publication and sequence of the message in the stream.
     message: Option<(u32, u64)>,
     old: Option<(u32, u64)>,
     deliveries: u64,
+    /// Where a message was that the owner has not found.
+    missed: Option<u64>,
     /// A publication whose acknowledgement has not come: its number and its predecessor's sequence.
     publishing: Option<(u32, u64)>,
     next_sequence: u64,
+    /// It was delivered all the same.
+    early: bool,
     orders: Vec<(String, CancelReason)>,
     /// Which job holds each attempt.
     holders: std::collections::HashMap<u32, usize>,
+    /// Attempts that a leaving worker gave up.
     given_up: u32,
+    /// When the attempt that is alive was last heard of.
+    heard: Instant,
+    /// What each attempt that ended by its own last frame was told.
+    told: std::collections::HashMap<u32, FrameAnswer>,
     /// What the client has.
     text: String,
     roles: usize,
@@ -157,30 +175,36 @@ fn role() -> FrameKind {
     FrameKind::Chunk(chunk.to_string().into())
 }
 
-fn lines_of(pieces: &[&str]) -> Bytes {
+fn lines_of(pieces: &[&str], plain: bool) -> Bytes {
     let lines: Vec<_> = pieces
         .iter()
         .map(|piece| {
-            json!({"id": "x", "created": 7, "choices": [{"index": 0, "delta": {"content": piece}}]})
-                .to_string()
+            let logprobs = (!plain).then(|| json!({"content": []}));
+            let choice = json!({"index": 0, "delta": {"content": piece}, "logprobs": logprobs});
+            json!({"id": "x", "created": 7, "choices": [choice]}).to_string()
         })
         .collect();
     lines.join("\n").into()
 }
 
 impl World {
-    fn new(stream: bool) -> Self {
+    fn new(stream: bool, plain: bool) -> Self {
         let bench = Bench::new(stream);
         Self {
             stream,
+            plain,
             now: bench.start,
+            heard: bench.start,
+            told: std::collections::HashMap::new(),
             bench,
             jobs: Vec::new(),
             message: Some((1, 10)),
             old: None,
             deliveries: 0,
+            missed: None,
             publishing: None,
             next_sequence: 11,
+            early: false,
             orders: Vec::new(),
             holders: std::collections::HashMap::new(),
             given_up: 0,
@@ -226,6 +250,9 @@ impl World {
             }
         } else {
             assert_eq!(todo.delete, None, "only an ended request's message is deleted");
+        }
+        if todo.delete.is_some() && todo.delete == self.message.map(|message| message.1) {
+            self.message = None;
         }
         if let Some((worker, reason)) = todo.cancel {
             assert!(is_over || reason == CancelReason::Replaced);
@@ -303,17 +330,44 @@ impl World {
         }
         let claim = self.jobs[index].claim.clone();
         let was_over = self.over;
-        let (before, publication) = {
+        let (before, publication, alive) = {
             let state = self.bench.inflight.state();
-            (state.attempt.number, state.publication)
+            (state.attempt.number, state.publication, state.alive_worker())
         };
+        let (may_go_on, ordered) = (self.may_go_on(), self.orders.len());
         let answer = self.turn(false, |inflight, now| inflight.claim(&claim, now));
+        let attempt = match &answer {
+            ClaimReply::Proceed { attempt } | ClaimReply::Continue { attempt, .. } => Some(*attempt),
+            ClaimReply::Busy { .. } | ClaimReply::Gone => None,
+        };
+        let silent = self.now - self.heard;
         if was_over || claim.publication < publication {
             assert_eq!(
                 answer,
                 ClaimReply::Gone,
                 "nothing goes on after the end, nor an older copy"
             );
+        } else {
+            let sequence = self.bench.inflight.state().sequence;
+            assert_eq!(sequence, Some(claim.stream_sequence), "it is where it was taken");
+            if alive.is_some() && self.holders.get(&before) == Some(&index) {
+                assert_eq!(attempt, Some(before), "asked again, answered again");
+            } else if alive.is_some() && silent < LEASE {
+                let delay_ms = (LEASE - silent).as_millis() as u64;
+                assert_eq!(answer, ClaimReply::Busy { delay_ms }, "an attempt is alive");
+            } else if may_go_on {
+                assert_eq!(attempt, Some(before + 1), "the next attempt begins");
+                self.heard = self.now;
+                let told: Vec<_> = self.orders[ordered..].iter().map(|(worker, _)| worker).collect();
+                let replaced = alive.as_ref().filter(|worker| **worker != claim.worker);
+                assert_eq!(
+                    told,
+                    Vec::from_iter(replaced),
+                    "whoever is replaced is told to stop"
+                );
+            } else {
+                assert_eq!(answer, ClaimReply::Gone, "no attempt is left");
+            }
         }
         let (attempt, have) = match answer {
             ClaimReply::Proceed { attempt } => (attempt, None),
@@ -354,6 +408,19 @@ impl World {
         }
     }
 
+    /// May another attempt begin?
+    fn may_go_on(&self) -> bool {
+        let inflight = &self.bench.inflight;
+        let state = inflight.state();
+        let in_time = match state.received.is_empty() {
+            true => self.now < inflight.first_byte_by.min(inflight.end_by),
+            false => {
+                self.now < inflight.end_by && self.stream && (self.plain || state.received.tokens() == 0)
+            }
+        };
+        in_time && state.attempt.number < MAX_ATTEMPTS + self.given_up
+    }
+
     /// Is the message in the stream the one that this job was delivered?
     fn is_current(&self, index: usize) -> bool {
         let claim = &self.jobs[index].claim;
@@ -378,7 +445,22 @@ impl World {
         };
         let fenced = frame.attempt < current;
         let last_word = frame.is_last() && !fenced && alive;
+        if !fenced && alive && !self.over {
+            self.heard = self.now;
+        }
+        let (attempt, was_over) = (frame.attempt, self.over);
         let answer = self.turn(last_word, |inflight, now| inflight.frame(frame, now));
+        let ended = last_word && !was_over && !self.bench.inflight.state().attempt.alive;
+        if ended {
+            self.told.insert(attempt, answer.clone());
+        } else if !fenced && !alive {
+            let told = self.told.get(&attempt).cloned();
+            assert_eq!(
+                answer,
+                told.unwrap_or(FrameAnswer::Stale),
+                "an attempt that is over stays so"
+            );
+        }
         if fenced {
             assert_eq!(answer, FrameAnswer::Stale);
             let after = format!("{:?}", self.bench.inflight.state());
@@ -397,7 +479,7 @@ impl World {
             return;
         }
         job.frames
-            .push(FrameKind::Chunk(lines_of(&PIECES[job.at..until])));
+            .push(FrameKind::Chunk(lines_of(&PIECES[job.at..until], self.plain)));
         job.generated += (until - job.at) as u64;
         job.at = until;
         let number = job.frames.len() - 1;
@@ -416,7 +498,7 @@ impl World {
             job.generated += rest.len() as u64;
             job.at = PIECES.len();
             let body = if self.stream {
-                lines_of(rest)
+                lines_of(rest, self.plain)
             } else {
                 whole().into()
             };
@@ -451,16 +533,34 @@ impl World {
             leaving,
         }));
         job.over = true;
-        let before = self.bench.inflight.state().attempt.given_up;
-        self.end(index, true);
-        self.given_up += self.bench.inflight.state().attempt.given_up - before;
+        let (attempt, was_over) = (job.attempt, self.over);
+        let alive = |world: &Self| {
+            let state = world.bench.inflight.state();
+            state.attempt.alive && Some(state.attempt.number) == attempt
+        };
+        let was_alive = alive(self);
+        // What it leaves behind counts for nothing.
+        self.given_up += u32::from(leaving && was_alive && !was_over);
+        let answer = self.end(index, true);
+        if !was_alive || was_over {
+            return;
+        }
+        assert!(!alive(self), "a failed attempt is over");
+        let again = kinds[how].retry() != RetryRule::Never && self.may_go_on();
+        let delay = match answer {
+            Some(FrameAnswer::HandBack { delay_ms }) => Some(delay_ms),
+            _ => None,
+        };
+        assert_eq!(delay.is_some(), again, "handed back where it may go on");
+        assert!(delay.unwrap_or(0) < 1_000, "another worker need not wait long");
+        assert_eq!(self.over, !again);
     }
 
     /// Hands the last frame over, with what is missing before it; the job settles its delivery if it is told.
-    fn end(&mut self, index: usize, told: bool) {
+    fn end(&mut self, index: usize, told: bool) -> Option<FrameAnswer> {
         let frames = &self.jobs[index].frames;
         let Some(FrameKind::Done { .. } | FrameKind::Failed(_)) = frames.last() else {
-            return;
+            return None;
         };
         let last = frames.len() - 1;
         for _ in 0..2 {
@@ -478,11 +578,12 @@ impl World {
                         self.send(index, number as usize);
                     }
                 }
-                FrameAnswer::Confirmed if told && self.is_current(index) => {
-                    self.message = None;
-                    return;
+                answer => {
+                    if answer == FrameAnswer::Confirmed && told && self.is_current(index) {
+                        self.message = None;
+                    }
+                    return Some(answer);
                 }
-                _ => return,
             }
         }
         panic!("a last frame is taken once nothing is missing before it");
@@ -569,38 +670,78 @@ impl World {
             self.old.map(|old| old.1),
             "it is looked for where it was"
         );
+        self.missed = Some(sequence);
+    }
+
+    fn publish_again(&mut self) {
+        let Some(sequence) = self.missed.take() else {
+            return;
+        };
+        let (publication, alive) = {
+            let state = self.bench.inflight.state();
+            (state.publication, state.attempt.alive)
+        };
+        let worked_on = alive && self.now - self.heard <= LEASE;
         let next = self.turn(false, |inflight, now| {
             match inflight.next_publication(sequence, now) {
                 Some((publication, todo)) => (Some(publication), todo),
                 None => (None, Todo::default()),
             }
         });
-        self.publishing = next.map(|publication| (publication, sequence));
+        if let Some(next) = next {
+            assert!(!worked_on, "what is worked on is not published again");
+            assert_eq!(next, publication + 1);
+            self.publishing = Some((next, sequence));
+        }
+    }
+
+    /// The message of a publication under way may be delivered before its acknowledgement comes.
+    fn deliverable(&mut self) -> Option<(u32, u64)> {
+        if let Some((publication, _)) = self.publishing.filter(|_| !self.early) {
+            self.message = Some((publication, self.next_sequence));
+            self.deliveries = 0;
+            self.early = true;
+        }
+        self.message
+    }
+
+    fn stored_late(&mut self) {
+        let Some((publication, sequence)) = self.old else {
+            return;
+        };
+        let state = |world: &Self| format!("{:?}", world.bench.inflight.state());
+        if publication == self.bench.inflight.state().publication {
+            return;
+        }
+        let before = state(self);
+        let todo = self.bench.inflight.stored(publication, sequence);
+        assert_eq!(todo, Todo::default());
+        assert_eq!(state(self), before, "an older publication changes nothing");
     }
 
     fn stored(&mut self, well: bool) {
         let Some((publication, lost)) = self.publishing.take() else {
             return;
         };
+        let sequence = self.next_sequence;
+        self.next_sequence += 1;
+        let early = std::mem::take(&mut self.early);
         if !well {
             self.bench.inflight.not_stored(publication, lost);
             self.to_delete = false;
             return;
         }
-        let sequence = self.next_sequence;
-        self.next_sequence += 1;
-        self.deliveries = 0;
-        let delete = self.turn(false, |inflight, _| {
-            let todo = inflight.stored(publication, sequence);
-            (todo.delete, todo)
-        });
-        self.message = delete.is_none().then_some((publication, sequence));
+        if !early {
+            self.deliveries = 0;
+            self.message = Some((publication, sequence));
+        }
+        self.turn(false, |inflight, _| ((), inflight.stored(publication, sequence)));
     }
 
     fn step(&mut self, op: Op) {
         match op {
             Op::Deliver { worker, anew, heard } => {
-                let Some(message) = self.message else { return };
+                let Some(message) = self.deliverable() else { return };
                 self.deliveries = if anew { 1 } else { self.deliveries + 1 };
                 self.deliver(worker, message, self.deliveries, heard);
             }
@@ -641,6 +782,8 @@ impl World {
                 );
             }
             Op::Lose => self.lose(),
+            Op::PublishAgain => self.publish_again(),
+            Op::StoredLate => self.stored_late(),
             Op::Stored { well } => self.stored(well),
             Op::Ask { job, heard } => {
                 if let Some(job) = self.job(job) {
@@ -711,8 +854,10 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 5_000, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_happens_a_request_has_one_answer_one_end_and_one_record(stream in prop::bool::weighted(0.8), ops in ops()) {
-        let mut world = World::new(stream);
+    fn whatever_happens_a_request_has_one_answer_one_end_and_one_record(
+        stream in prop::bool::weighted(0.8), plain in prop::bool::weighted(0.8), ops in ops()
+    ) {
+        let mut world = World::new(stream, plain);
         for op in ops {
             world.step(op);
         }
