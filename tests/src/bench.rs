@@ -11,6 +11,7 @@ pub mod http;
 pub mod load;
 mod peer;
 pub mod report;
+mod streams;
 pub mod target;
 #[cfg(test)]
 mod tests;
@@ -39,7 +40,9 @@ pub enum Scenario {
     Hop,
     /// Answers a second and CPU time an answer, many at a time
     Throughput,
-    /// Both
+    /// Many slow streams at once: missing tokens, stalls, memory
+    Streams,
+    /// hop and throughput
     All,
 }
 
@@ -73,6 +76,17 @@ pub struct Options {
     /// Requests under way at once in the throughput scenario; several with commas, measured one after the other
     #[arg(long, value_name = "N", default_value = "32,128", value_delimiter = ',')]
     pub concurrency: Vec<usize>,
+    /// Streams open at once in the streams scenario; several with commas
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "500,2000,5000",
+        value_delimiter = ','
+    )]
+    pub streams: Vec<usize>,
+    /// Milliseconds between two tokens in the streams scenario
+    #[arg(long, value_name = "MS", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub pace_ms: u64,
     /// Another gateway in front of the same model server; repeat it. Its name is its --pid's too
     #[arg(long = "peer", value_name = "NAME=URL")]
     pub peers: Vec<Peer>,
@@ -108,19 +122,25 @@ pub struct Options {
 /// A server is away or unfit. Wrong answers are no error but part of the report.
 pub fn run(options: &Options, progress: impl Fn(&str)) -> anyhow::Result<Report> {
     anyhow::ensure!(
-        options.threads > 0 && options.tokens > 0 && !options.concurrency.contains(&0),
-        "--concurrency, --threads and --tokens are at least 1"
+        options.threads > 0
+            && options.tokens > 0
+            && !options.concurrency.contains(&0)
+            && !options.streams.contains(&0),
+        "--concurrency, --streams, --threads and --tokens are at least 1"
     );
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let servers = runtime.block_on(Servers::look(options))?;
-    let mut rows = Vec::new();
-    if options.scenario != Scenario::Throughput {
+    let (mut rows, mut streams) = (Vec::new(), Vec::new());
+    if matches!(options.scenario, Scenario::Hop | Scenario::All) {
         progress("hop: one request at a time");
         rows.extend(runtime.block_on(hop::measure(options, &servers))?);
     }
-    if options.scenario != Scenario::Hop {
+    if matches!(options.scenario, Scenario::Throughput | Scenario::All) {
         let code = runtime.block_on(servers.code_completions(options))?;
         rows.extend(throughput::measure(options, &servers, code.as_ref(), &progress)?);
+    }
+    if options.scenario == Scenario::Streams {
+        streams = streams::measure(options, &servers, &runtime, &progress)?;
     }
     Ok(Report {
         at: Report::now(),
@@ -130,5 +150,6 @@ pub fn run(options: &Options, progress: impl Fn(&str)) -> anyhow::Result<Report>
         tokens: options.tokens,
         model_server: servers.settings,
         rows,
+        streams,
     })
 }

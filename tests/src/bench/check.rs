@@ -22,6 +22,8 @@ pub struct Checker {
     /// Bytes not looked at yet: the whole body, or the part of an event's line that has come.
     pending: Vec<u8>,
     text: String,
+    /// Events with text in the answer so far.
+    texts: u64,
     finished: bool,
     done: bool,
 }
@@ -70,6 +72,7 @@ impl Checker {
             shape,
             pending: Vec::with_capacity(4096),
             text: String::with_capacity(1024),
+            texts: 0,
             finished: false,
             done: false,
         }
@@ -79,6 +82,7 @@ impl Checker {
     pub fn begin(&mut self) {
         self.pending.clear();
         self.text.clear();
+        self.texts = 0;
         self.finished = false;
         self.done = false;
     }
@@ -96,6 +100,12 @@ impl Checker {
             self.pending = pending;
         }
         Ok(!self.text.is_empty())
+    }
+
+    /// How many events with text the answer has had so far.
+    #[must_use]
+    pub fn texts(&self) -> u64 {
+        self.texts
     }
 
     /// The body has ended: was it `expected`?
@@ -168,8 +178,9 @@ impl Checker {
             if self.finished {
                 return Err("text behind the finish_reason".to_owned());
             }
-            self.text
-                .push_str(choice.delta.content.as_deref().unwrap_or_default());
+            let text = choice.delta.content.as_deref().unwrap_or_default();
+            self.text.push_str(text);
+            self.texts += u64::from(!text.is_empty());
             self.finish(choice.finish_reason.as_deref())?;
         }
         Ok(())
@@ -242,6 +253,7 @@ mod tests {
         let (role, rest) = STREAM.split_once(": a comment").unwrap();
         assert_eq!(checker.feed(role.as_bytes()), Ok(false));
         assert_eq!(checker.feed(format!(":{rest}").as_bytes()), Ok(true));
+        assert_eq!(checker.texts(), 2);
     }
 
     #[test]

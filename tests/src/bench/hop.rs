@@ -2,6 +2,7 @@
 //!
 //! All ways take turns in short blocks, so that whatever else the machine does meets each of them.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Options;
@@ -31,11 +32,11 @@ struct Lane {
 pub(super) async fn measure(options: &Options, servers: &Servers) -> anyhow::Result<Vec<Row>> {
     let mut lanes = Vec::new();
     for (request, shape) in [("unary", Shape::Chat), ("stream", Shape::ChatStream)] {
-        for Way { over, target } in servers.ways(options, shape)? {
+        for Way { over, target } in servers.ways(options, shape, options.tokens)? {
             lanes.push(Lane {
                 request,
                 over,
-                client: Client::new(target, 0),
+                client: Client::new(Arc::new(target), 0),
                 measured: Measured::default(),
             });
         }

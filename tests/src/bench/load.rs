@@ -7,6 +7,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -97,7 +98,8 @@ impl Measured {
         }
     }
 
-    fn add(&mut self, other: Self) {
+    /// Adds what came of another part of the same load.
+    pub fn add(&mut self, other: Self) {
         self.samples.extend(other.samples);
         self.ended += other.ended;
         self.wrong += other.wrong;
@@ -144,9 +146,10 @@ fn generate(target: &Target, load: Load, thread: usize, window: (Instant, Instan
         .enable_all()
         .build()?
         .block_on(async {
+            let target = Arc::new(target.clone());
             let mut connections = JoinSet::new();
             for number in (thread..load.concurrency).step_by(load.threads) {
-                let client = Client::new(target.clone(), number);
+                let client = Client::new(Arc::clone(&target), number);
                 connections.spawn(client.ask_until_the_end(load, window));
             }
             let mut all = Measured::default();
@@ -160,7 +163,7 @@ fn generate(target: &Target, load: Load, thread: usize, window: (Instant, Instan
 /// One connection and what it sends.
 #[derive(Debug)]
 pub struct Client {
-    target: Target,
+    target: Arc<Target>,
     head: String,
     connection: Option<Connection>,
     checker: Checker,
@@ -171,7 +174,7 @@ pub struct Client {
 impl Client {
     /// The client with this number; each begins with another request.
     #[must_use]
-    pub fn new(target: Target, number: usize) -> Self {
+    pub fn new(target: Arc<Target>, number: usize) -> Self {
         let mut head = format!(
             "POST {} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\n",
             target.path, target.address
@@ -228,11 +231,25 @@ impl Client {
     /// # Errors
     /// What is wrong with the answer.
     pub async fn ask(&mut self, due: Instant) -> Result<Sample, String> {
+        self.watch(due, LONGEST_ANSWER, |_| {}).await
+    }
+
+    /// The same, with `longest` as its limit; `seen` hears, at each arrival, how many events with text have come.
+    ///
+    /// # Errors
+    /// What is wrong with the answer.
+    pub async fn watch(
+        &mut self,
+        due: Instant,
+        longest: Duration,
+        seen: impl FnMut(u64),
+    ) -> Result<Sample, String> {
         let number = self.next % self.target.asks.len();
         self.next += 1;
-        let limit = tokio::time::Instant::from_std(due + LONGEST_ANSWER);
-        let answered = timeout_at(limit, self.exchange(number, due)).await;
-        let answered = answered.unwrap_or_else(|_| Err("no whole answer in 30 s".to_owned()));
+        let limit = tokio::time::Instant::from_std(due + longest);
+        let answered = timeout_at(limit, self.exchange(number, due, seen)).await;
+        let answered =
+            answered.unwrap_or_else(|_| Err(format!("no whole answer in {} s", longest.as_secs())));
         if answered.is_err()
             || self
                 .connection
@@ -244,7 +261,12 @@ impl Client {
         answered.map_err(|problem| format!("{} at {}: {problem}", self.target.path, self.target.address))
     }
 
-    async fn exchange(&mut self, number: usize, due: Instant) -> Result<Sample, String> {
+    async fn exchange(
+        &mut self,
+        number: usize,
+        due: Instant,
+        mut seen: impl FnMut(u64),
+    ) -> Result<Sample, String> {
         let ask = &self.target.asks[number];
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
@@ -271,6 +293,7 @@ impl Client {
             if self.checker.feed(part)? && first.is_none() {
                 first = Some(nanoseconds(due));
             }
+            seen(self.checker.texts());
         }
         let whole = nanoseconds(due);
         self.checker.end(&ask.expected)?;

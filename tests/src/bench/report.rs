@@ -61,6 +61,45 @@ pub struct Row {
     ended: u64,
 }
 
+/// What came of many streams at once on one way.
+#[derive(Clone, Debug, Serialize)]
+pub struct StreamsRow {
+    /// `direct`, `broker` or a peer's name.
+    pub over: String,
+    /// Streams open at once.
+    pub streams: usize,
+    /// Milliseconds between two tokens, as the model server says them.
+    pub pace_ms: u64,
+    /// Tokens of each stream.
+    pub tokens: usize,
+    /// Streams that ended right.
+    pub ended: usize,
+    /// Tokens that did not come.
+    pub missing: u64,
+    /// Gaps of more than three paces.
+    pub stalls: usize,
+    /// From a stream's due moment to its first token, in microseconds.
+    pub first_us: Spread,
+    /// Between two tokens of a stream, in microseconds.
+    pub gap_us: Spread,
+    /// How much later than its first token and the pace would have it a token came, in microseconds.
+    pub late_us: Spread,
+    /// Tokens within the window, a second.
+    pub tokens_per_second: f64,
+    /// CPU time a token, in microseconds, of all processes of the system.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_us_per_token: Option<f64>,
+    /// Resident memory beyond that of the idle programs (broker and worker, or the peer), for each stream.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_per_stream: Option<u64>,
+    /// What each process that takes part used within the window.
+    pub used: Vec<Usage>,
+    /// Wrong or missing answers.
+    pub wrong: u64,
+    /// The first few of them in words.
+    pub told: Vec<String>,
+}
+
 /// The machine the figures are from.
 #[derive(Clone, Debug, Serialize)]
 pub struct Machine {
@@ -84,8 +123,10 @@ pub struct Report {
     pub tokens: usize,
     /// Settings of the simulated model server.
     pub model_server: serde_json::Value,
-    /// The results.
+    /// The results of `hop` and `throughput`.
     pub rows: Vec<Row>,
+    /// Those of `streams`.
+    pub streams: Vec<StreamsRow>,
 }
 
 impl Spread {
@@ -168,7 +209,9 @@ impl Report {
     /// True when every answer was right, and there were answers.
     #[must_use]
     pub fn all_right(&self) -> bool {
-        !self.rows.is_empty() && self.rows.iter().all(|row| row.wrong == 0 && row.requests > 0)
+        let some = !self.rows.is_empty() || !self.streams.is_empty();
+        let rows = self.rows.iter().all(|row| row.wrong == 0 && row.requests > 0);
+        some && rows && self.streams.iter().all(|row| row.wrong == 0 && row.missing == 0)
     }
 }
 

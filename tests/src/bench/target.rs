@@ -71,11 +71,12 @@ impl Servers {
         })
     }
 
-    /// The same chats on every way that there is: direct, through the broker, through each peer.
+    /// The same chats with answers of so many tokens, on every way that there is: direct, through the broker,
+    /// through each peer.
     ///
     /// # Errors
     /// An address cannot be found, or the broker's token is missing.
-    pub fn ways(&self, options: &Options, shape: Shape) -> anyhow::Result<Vec<Way>> {
+    pub fn ways(&self, options: &Options, shape: Shape, tokens: usize) -> anyhow::Result<Vec<Way>> {
         let model = self.settings["model"][0]
             .as_str()
             .context("the model server has no model")?;
@@ -94,10 +95,27 @@ impl Servers {
                 let headers = header.into_iter().collect();
                 Ok(Way {
                     over: over.to_owned(),
-                    target: chats(address(url)?, headers, model, options.tokens, shape)?,
+                    target: chats(address(url)?, headers, model, tokens, shape)?,
                 })
             })
             .collect()
+    }
+
+    /// Changes settings of the simulated model server.
+    ///
+    /// # Errors
+    /// It is away or refuses.
+    pub async fn set(&self, settings: &Value) -> anyhow::Result<()> {
+        let url = self.direct.join("/control")?;
+        self.http
+            .patch(url)
+            .header("content-type", "application/json")
+            .body(settings.to_string())
+            .send()
+            .await?
+            .error_for_status()
+            .context("the simulated model server does not take these settings")?;
+        Ok(())
     }
 
     /// Code completions as GitLab sends them; nothing when there is no broker or no JWT.

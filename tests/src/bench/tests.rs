@@ -86,6 +86,45 @@ async fn a_few_wrong_answers_among_many_are_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_token_of_many_streams_is_counted() {
+    let sim = Sim::start(Settings::default()).await.unwrap();
+    let pid = format!("model={}", std::process::id());
+    let options = options(
+        &sim,
+        &["streams", "--streams", "20", "--pace-ms", "20", "--pid", &pid],
+    );
+    let report = tokio::task::spawn_blocking(|| measure(options))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(report.all_right(), "{report:?}");
+    let [row] = &report.streams[..] else {
+        panic!("{report:?}");
+    };
+    assert_eq!((row.ended, row.missing), (20, 0));
+    // Two seconds and the ramp, at 50 a second; all of them but the first tokens have a gap.
+    assert!(row.tokens >= 100 && row.gap_us.p50 > 5_000.0, "{row:?}");
+    assert!(report.lines().join("\n").contains("STALLS"));
+    assert_eq!(sim.settings().pace_ms, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_is_cut_misses_tokens() {
+    let sim = Sim::start(Settings::default()).await.unwrap();
+    sim.set(|settings| settings.next_faults = vec![Fault::Cut]);
+    let options = options(&sim, &["streams", "--streams", "3", "--pace-ms", "20"]);
+    let report = tokio::task::spawn_blocking(|| measure(options))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(
+        report.streams[0].missing > 0 && report.streams[0].wrong == 1,
+        "{report:?}"
+    );
+    assert!(!report.all_right());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_waits_on_purpose_is_not_measured() {
     let settings = Settings {
         pace_ms: 5,

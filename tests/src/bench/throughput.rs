@@ -19,7 +19,7 @@ pub(super) fn measure(
     let mut rows = Vec::new();
     for concurrency in &options.concurrency {
         for (request, shape) in [("unary", Shape::Chat), ("stream", Shape::ChatStream)] {
-            for Way { over, target } in servers.ways(options, shape)? {
+            for Way { over, target } in servers.ways(options, shape, options.tokens)? {
                 progress(&format!("throughput: {request}, {over}, {concurrency} at a time"));
                 rows.push(window(options, (request, &over), &target, *concurrency)?);
             }
@@ -51,16 +51,7 @@ fn window(
         warm_up: Duration::from_secs(options.warm_up),
         window: Duration::from_secs(options.seconds),
     };
-    let mut processes: Vec<_> = options
-        .pids
-        .iter()
-        .filter(|process| process.name == MODEL || serves(options, over, &process.name))
-        .cloned()
-        .collect();
-    processes.push(Process {
-        name: GENERATOR.to_owned(),
-        pid: std::process::id(),
-    });
+    let processes = taking_part(options, over);
     let measured = run(target, load, &processes)?;
     let system = |name: &str| serves(options, over, name);
     Ok(Row::new(
@@ -71,8 +62,21 @@ fn window(
     ))
 }
 
+/// The processes whose CPU time and memory matter on this way: the system, the model server, this generator.
+pub(super) fn taking_part(options: &Options, over: &str) -> Vec<Process> {
+    let others = options
+        .pids
+        .iter()
+        .filter(|process| process.name == MODEL || serves(options, over, &process.name));
+    let generator = Process {
+        name: GENERATOR.to_owned(),
+        pid: std::process::id(),
+    };
+    others.cloned().chain([generator]).collect()
+}
+
 /// Whether this process is part of the system that stands between client and model server on this way.
-fn serves(options: &Options, over: &str, process: &str) -> bool {
+pub(super) fn serves(options: &Options, over: &str, process: &str) -> bool {
     match over {
         "direct" => false,
         "broker" => {

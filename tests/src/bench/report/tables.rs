@@ -1,6 +1,6 @@
 //! The results as tables.
 
-use super::{Machine, Report, Row, Spread, per_answer};
+use super::{Machine, Report, Row, Spread, StreamsRow, per_answer};
 use crate::table;
 
 impl Report {
@@ -39,6 +39,23 @@ impl Report {
                 ]);
                 lines.extend(shares(&ours));
             }
+        }
+        if let Some(row) = self.streams.first() {
+            lines.extend([
+                String::new(),
+                format!(
+                    "streams: a token every {} ms; milliseconds, CPU time a token in microseconds, memory a stream in KiB",
+                    row.pace_ms
+                ),
+            ]);
+            lines.extend(streams(&self.streams));
+        }
+        for row in self.streams.iter().filter(|row| row.wrong > 0) {
+            lines.push(format!(
+                "WRONG: {} streams, {}: {} answers",
+                row.streams, row.over, row.wrong
+            ));
+            lines.extend(row.told.iter().map(|told| format!("  {told}")));
         }
         for row in self.rows.iter().filter(|row| row.wrong > 0 || row.requests == 0) {
             lines.push(String::new());
@@ -146,6 +163,56 @@ fn throughput(rows: &[&Row]) -> Vec<String> {
             "CPU",
             "MEMORY",
             "WRONG",
+        ],
+        &cells,
+    )
+}
+
+fn streams(rows: &[StreamsRow]) -> Vec<String> {
+    let added = |row: &StreamsRow| {
+        let direct = rows
+            .iter()
+            .find(|other| other.over == "direct" && other.streams == row.streams)?;
+        (row.over != "direct").then(|| milliseconds(row.gap_us.p99 - direct.gap_us.p99))
+    };
+    let cells: Vec<_> = rows
+        .iter()
+        .map(|row| {
+            vec![
+                row.streams.to_string(),
+                row.over.clone(),
+                format!("{:.0}", row.tokens_per_second),
+                milliseconds(row.first_us.p50),
+                milliseconds(row.first_us.p99),
+                milliseconds(row.gap_us.p50),
+                milliseconds(row.gap_us.p99),
+                added(row).unwrap_or_default(),
+                milliseconds(row.late_us.p99),
+                row.stalls.to_string(),
+                row.missing.to_string(),
+                row.cpu_us_per_token
+                    .map_or_else(String::new, |cpu| format!("{cpu:.1}")),
+                row.bytes_per_stream
+                    .map_or_else(String::new, |bytes| format!("{:.1}", bytes as f64 / 1024.0)),
+            ]
+        })
+        .collect();
+    table::lines(
+        2,
+        &[
+            "STREAMS",
+            "OVER",
+            "TOKENS/S",
+            "FIRST P50",
+            "FIRST P99",
+            "GAP P50",
+            "GAP P99",
+            "ADDED P99",
+            "LATE P99",
+            "STALLS",
+            "MISSING",
+            "CPU",
+            "MEMORY",
         ],
         &cells,
     )
