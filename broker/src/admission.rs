@@ -176,11 +176,17 @@ impl Admission {
                 Duration::from_secs_f64(late),
             ));
         }
-        if People::is_contested(prospect.slots, prospect.idle) {
+        let mut idle = prospect.idle;
+        // Where more are idle the queue is seldom asked ([`Admission::is_pressed`]), and hardly anybody has to wait.
+        if idle <= prospect.slots / 2.0 {
+            idle -= line.with(feature.lane, |lane| lane.unseen(prospect.slots, now));
+        }
+        if People::is_contested(prospect.slots, idle) {
             let stands_back = line.with(feature.lane, |lane| {
                 let contest = Contest {
                     slots: prospect.slots,
-                    idle: prospect.idle,
+                    idle,
+                    wait: prospect.wait,
                     slot_time: lane.slot_time(),
                     part: lane.part(),
                 };

@@ -50,6 +50,8 @@ pub(super) struct LaneState {
     others: Others,
     /// This broker's part of all in line, averaged over a while.
     part: f64,
+    /// When the queue was last asked.
+    looked: Option<Instant>,
     slot_time: Usual,
     first_byte: Usual,
     pub(super) people: People,
@@ -104,6 +106,7 @@ impl LaneState {
             ended: VecDeque::new(),
             others: Others::default(),
             part: 1.0,
+            looked: None,
             slot_time: Usual::new(GUESS[lane]),
             first_byte: Usual::new(Duration::ZERO),
             people: People::default(),
@@ -155,7 +158,7 @@ impl LaneState {
     }
 
     pub(super) fn lately(&self) -> f64 {
-        share::lately(self.slot_time.seconds())
+        share::lately(self.slot_time.seconds(), self.part)
     }
 
     /// This broker's part of all that is in line.
@@ -167,6 +170,15 @@ impl LaneState {
         self.slot_time.seconds()
     }
 
+    /// So many of `slots` the other brokers may have filled since the queue was last asked: their part of what has
+    /// changed hands.
+    pub(super) fn unseen(&self, slots: f64, now: Instant) -> f64 {
+        let Some(looked) = self.looked else { return 0.0 };
+        let age = now.saturating_duration_since(looked).as_secs_f64();
+        let turned = (age / self.slot_time.seconds().max(1e-6)).min(1.0);
+        (1.0 - self.part) * slots * turned
+    }
+
     fn note_end(&mut self, now: Instant) {
         while self.ended.front().is_some_and(|at| *at + ENDED_FOR < now) {
             self.ended.pop_front();
@@ -176,7 +188,8 @@ impl LaneState {
 
     /// Somebody asked for a slot in vain.
     pub(super) fn note_refusal(&mut self, asker: (&str, u32), now: Instant) {
-        self.people.ask(asker, self.slot_time.seconds(), now);
+        let lately = self.lately();
+        self.people.ask(asker, self.slot_time.seconds(), lately, now);
     }
 }
 
@@ -224,6 +237,7 @@ impl Line {
                 queued: others - running,
                 running,
             };
+            lane.looked = Some(asked);
             if own + others > 0 {
                 lane.part += (real(own) / real(own + others) - lane.part) * PART_STEP;
             }
@@ -253,7 +267,8 @@ impl Line {
         let held = &mut state.lanes[index(lane)];
         held.queued += 1;
         let due = now + Duration::from_secs_f64(wait + held.slot_time());
-        held.people.ask(asker, held.slot_time(), now);
+        let lately = held.lately();
+        held.people.ask(asker, held.slot_time(), lately, now);
         held.people.enter(asker, feature, ticket, due, now);
         Place {
             line: Arc::clone(self),

@@ -19,7 +19,9 @@
 //! with every slot always taken the others would always have to wait for one.
 //!
 //! A broker knows its own requests only. Its part of the line, which it knows,
-//! stands for its part of what each person has.
+//! stands for its part of what each person has: where that allows less than one
+//! request at a time, one is let in only as often as it would then be. And it
+//! sees less of what each person asks for, so that lately is as much longer.
 //!
 //! A service client (an API token, or GitLab without a person) is many people
 //! at once: it counts as limit ÷ [`PERSON_LIMIT`] people, but never as more
@@ -38,7 +40,7 @@ use crate::caller::PERSON_LIMIT;
 const CLEARLY_MORE: f64 = 1.5;
 /// Of so many slots one is left to people who have no more than their share.
 const SPARE_ONE_IN: f64 = 8.0;
-/// Lately: so many slot times, within these bounds, in seconds.
+/// Lately, for all brokers together: so many slot times, within these bounds, in seconds.
 const LATELY_SLOT_TIMES: f64 = 16.0;
 const LATELY_LEAST: f64 = 5.0;
 const LATELY_MOST: f64 = 120.0;
@@ -123,15 +125,16 @@ impl Person {
     }
 }
 
-/// The span that counts as lately where a slot is held for `slot_time` seconds.
-pub(super) fn lately(slot_time: f64) -> f64 {
-    (slot_time * LATELY_SLOT_TIMES).clamp(LATELY_LEAST, LATELY_MOST)
+/// The span that counts as lately where a slot is held for `slot_time` seconds, to a broker with this part of the line.
+pub(super) fn lately(slot_time: f64, part: f64) -> f64 {
+    let together = (slot_time * LATELY_SLOT_TIMES).clamp(LATELY_LEAST, LATELY_MOST);
+    // By chance a part of the requests varies more than all of them: people who ask equally often would seem not to.
+    (together / part.max(f64::MIN_POSITIVE)).min(LATELY_MOST)
 }
 
 impl People {
     /// A request is asked for that holds a slot for `slot_time` seconds, admitted or not.
-    pub(super) fn ask(&mut self, (key, limit): (&str, u32), slot_time: f64, now: Instant) {
-        let lately = lately(slot_time);
+    pub(super) fn ask(&mut self, (key, limit): (&str, u32), slot_time: f64, lately: f64, now: Instant) {
         let use_ = &mut self.person(key, limit, now).use_;
         use_.turn(now, lately);
         use_.asked += slot_time / lately;
@@ -242,10 +245,13 @@ impl People {
             return None;
         }
         let share = (contest.slots * equal).max(f64::MIN_POSITIVE);
-        #[expect(clippy::cast_precision_loss, reason = "nobody has 2^52 requests")]
-        let has_room = (person.held as f64) < share.floor().max(1.0);
-        let spare = (contest.slots / SPARE_ONE_IN).floor().max(1.0);
         let since = now.saturating_duration_since(person.entered).as_secs_f64();
+        let cap = share.floor().max(1.0) * contest.part;
+        // Were one let in whenever it has none here, it would have one at every broker.
+        let is_due = cap >= 1.0 || since * cap >= contest.wait + contest.slot_time;
+        #[expect(clippy::cast_precision_loss, reason = "nobody has 2^52 requests")]
+        let has_room = (person.held as f64) < cap.ceil() && is_due;
+        let spare = (contest.slots / SPARE_ONE_IN).floor().max(1.0);
         let in_turn = since * share * contest.part >= contest.slot_time;
         if contest.idle >= 1.0 + spare || (has_room && (contest.idle >= 1.0 || in_turn)) {
             return None;
@@ -295,8 +301,10 @@ impl People {
 pub(super) struct Contest {
     /// Slots of the lane.
     pub(super) slots: f64,
-    /// Of these, those that nobody has or waits for.
+    /// Of these, those that surely nobody has or waits for.
     pub(super) idle: f64,
+    /// Seconds that a newcomer waits for one.
+    pub(super) wait: f64,
     /// Seconds that a slot is held.
     pub(super) slot_time: f64,
     /// This broker's part of all that is in line.

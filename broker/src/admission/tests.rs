@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::*;
 
 mod burst;
+mod crowd;
 
 fn model() -> ModelName {
     ModelName::parse("m").expect("a name")

@@ -11,6 +11,7 @@ fn contest(slots: f64) -> Contest {
     Contest {
         slots,
         idle: 0.0,
+        wait: 0.0,
         slot_time: 1e9,
         part: 1.0,
     }
@@ -66,6 +67,32 @@ fn slots_are_lent_but_not_the_last_one_and_an_equal_share_is_always_there() {
 }
 
 #[test]
+fn with_less_than_one_at_a_time_here_it_is_let_in_as_often_as_that() {
+    let (mut people, start) = (People::default(), Instant::now());
+    hold(&mut people, "greedy", PERSON_LIMIT, 4, start);
+    for ticket in 0..4 {
+        people.leave("greedy", &feature(), ticket);
+    }
+    for person in 0..7 {
+        hold(&mut people, &person.to_string(), PERSON_LIMIT, 1, start);
+    }
+    let mut stands = |after, part| {
+        let contest = Contest {
+            idle: 1.0,
+            wait: 1.0,
+            slot_time: 1.0,
+            part,
+            ..contest(8.0)
+        };
+        let now = start + Duration::from_secs(after);
+        people.stands_back("greedy", &contest, 5.0, now).is_some()
+    };
+    assert!(!stands(3, 1.0), "its only one is over");
+    assert!(stands(3, 0.5), "the other broker may have one of it");
+    assert!(!stands(5, 0.5), "two of two seconds each");
+}
+
+#[test]
 fn who_asks_too_often_gives_way_though_little_was_granted() {
     let (mut people, start) = (People::default(), Instant::now());
     for key in ["often", "a", "b", "c"] {
@@ -73,10 +100,10 @@ fn who_asks_too_often_gives_way_though_little_was_granted() {
     }
     let at = |tick: u32| start + Duration::from_millis(50) * tick;
     for tick in 0..100 {
-        people.ask(("often", PERSON_LIMIT), 0.2, at(tick));
+        people.ask(("often", PERSON_LIMIT), 0.2, 5.0, at(tick));
         if tick % 10 == 0 {
             for key in ["a", "b", "c"] {
-                people.ask((key, PERSON_LIMIT), 0.2, at(tick));
+                people.ask((key, PERSON_LIMIT), 0.2, 5.0, at(tick));
             }
         }
     }
@@ -87,7 +114,7 @@ fn who_asks_too_often_gives_way_though_little_was_granted() {
     let mut people = People::default();
     for tick in 0..100 {
         for key in equally {
-            people.ask((key, PERSON_LIMIT), 0.2, at(tick));
+            people.ask((key, PERSON_LIMIT), 0.2, 5.0, at(tick));
         }
     }
     assert!(
