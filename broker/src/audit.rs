@@ -1,7 +1,7 @@
 //! Opens and closes one audit record per request of a known caller.
 //!
-//! An *admitted* record goes to NATS back to back with the request; the one
-//! terminal record goes when the request ends, whichever way. Records travel
+//! An *admitted* record goes to NATS beside the request; the one terminal
+//! record goes when the request ends, whichever way. Records travel
 //! through [`sink`], so that neither Postgres nor a restart of NATS makes a
 //! request wait or loses a record.
 
@@ -18,7 +18,7 @@ use duo_contract::snapshot::Feature;
 use uuid::Uuid;
 
 use crate::metrics::Metrics;
-use sink::AuditSink;
+use sink::{AuditSink, Stored};
 
 /// Opens records. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -183,8 +183,8 @@ impl OpenRecord {
         }
     }
 
-    /// The *admitted* record; from now on only [`OpenRecord::close`] ends it.
-    pub(crate) fn admit(&self) -> AuditRecord {
+    /// Writes the *admitted* record; from now on only [`OpenRecord::close`] ends it.
+    pub(crate) fn admit(&self) -> Stored {
         let mut state = self.state();
         state.phase = Phase::Admitted;
         let metrics = &self.0.log.metrics;
@@ -193,7 +193,8 @@ impl OpenRecord {
         if let Some(model) = &state.what.model {
             metrics.inference_began(model.as_str());
         }
-        self.0.record(&state, AuditKind::Admitted, None)
+        let record = self.0.record(&state, AuditKind::Admitted, None);
+        self.0.log.sink.write_awaited(&record)
     }
 
     /// Writes the terminal record of an admitted request; later calls do nothing.

@@ -912,9 +912,8 @@ async fn a_change_is_relayed_and_put_back_when_a_bucket_loses_it() {
 async fn publish(nats: &Nats, record: &AuditRecord) {
     let context = nats.jetstream();
     let payload = serde_json::to_vec(record).unwrap();
-    let subject = subject::audit(record.kind.as_str());
     context
-        .publish(subject, payload.into())
+        .publish(subject::AUDIT_RECORDS, payload.into())
         .await
         .unwrap()
         .await
@@ -946,7 +945,7 @@ async fn the_writer_empties_the_stream_into_postgres_and_survives_its_absence() 
     }
     let context = nats.jetstream();
     context
-        .publish(subject::audit("ended"), "not a record".into())
+        .publish(subject::AUDIT_RECORDS, "not a record".into())
         .await
         .unwrap()
         .await

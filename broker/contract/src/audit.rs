@@ -1,5 +1,6 @@
 //! Audit records on their way through [`crate::subject::AUDIT_STREAM`] to Postgres.
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -190,3 +191,31 @@ impl std::str::FromStr for Outcome {
 }
 
 json_message!(AuditRecord);
+
+/// Puts encoded records into one message: a line each, since JSON has no line feed of its own.
+#[must_use]
+pub fn join(records: &[Bytes]) -> Bytes {
+    match records {
+        [record] => record.clone(),
+        _ => records.join(&b'\n').into(),
+    }
+}
+
+/// The encoded records of a message.
+pub fn split(message: &[u8]) -> impl Iterator<Item = &[u8]> {
+    message.split(|byte| *byte == b'\n')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_a_message_come_out_as_they_went_in() {
+        let records = [r#"{"a":"b\nc"}"#, "{}", r#"{"x":1}"#].map(Bytes::from);
+        for count in 1..=records.len() {
+            let message = join(&records[..count]);
+            assert!(split(&message).eq(records[..count].iter()));
+        }
+    }
+}

@@ -139,11 +139,8 @@ pub fn superseded(key: &str) -> String {
 /// Every [`superseded`] subject.
 pub const SUPERSEDED_ALL: &str = "duo.superseded.*";
 
-/// Subject of audit records of one kind, such as `admitted`.
-#[must_use]
-pub fn audit(kind: &str) -> String {
-    format!("duo.audit.{kind}")
-}
+/// Subject of audit records, several in a message ([`crate::audit::join`]).
+pub const AUDIT_RECORDS: &str = "duo.audit.records";
 
 /// Subject of a dead letter: `duo.dead.<feature>.<model>.<request>`, its own,
 /// so that it is found by its id.

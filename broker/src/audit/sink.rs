@@ -1,20 +1,24 @@
-//! Terminal records on their way to NATS: kept until NATS has acknowledged them.
+//! Audit records on their way to NATS: kept until NATS has acknowledged them.
+//!
+//! Records that come while others are on their way share the next message: under load most of what a record costs is
+//! the message around it, its acknowledgement and its place in the stream.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
-use duo_contract::audit::{AuditRecord, Outcome};
+use duo_contract::audit::{self, AuditRecord};
 use duo_contract::subject;
 use duo_process::nats::{Nats, RequestError};
 use duo_process::retry::RetryPolicy;
 use duo_process::shutdown::Shutdown;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
 
 use crate::dispatch::publish;
 use crate::dispatch::storing::Storing;
@@ -25,18 +29,22 @@ const CAPACITY: usize = 65_536;
 /// New requests are refused when fewer places than this are free: each open
 /// request may still need one.
 const RESERVE: usize = CAPACITY / 2;
-/// Publishes under way at once.
-const WINDOW: usize = 512;
+/// Messages under way at once; with fewer, one that NATS is slow to acknowledge would hold up all others.
+const WINDOW: usize = 2;
+/// Records in a message at most.
+const MESSAGE_RECORDS: usize = 128;
+/// Bytes in a message from which on no record joins it; far below the `max_payload` that the broker asks for.
+const MESSAGE_BYTES: usize = 256 << 10;
 /// One line in the log for so many records dropped.
 const DROPS_PER_LINE: u64 = 1000;
 /// One publish may take this long before it is sent again.
-const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+const ACK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often [`AuditSink::flushed`] looks.
 const FLUSH_LOOK: Duration = Duration::from_millis(10);
 /// A record that NATS has not acknowledged for so long shows that it does not store any.
 const PATIENCE: Duration = Duration::from_millis(4500);
 
-/// Where terminal records go. Cheap to clone.
+/// Where records go. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct AuditSink {
     queue: mpsc::Sender<Outgoing>,
@@ -55,33 +63,53 @@ struct Progress {
 
 #[derive(Debug)]
 struct Outgoing {
-    subject: String,
-    message_id: String,
     payload: Bytes,
+    stored: Option<oneshot::Sender<()>>,
 }
 
-impl Outgoing {
-    fn new(record: &AuditRecord) -> Self {
-        Self {
-            subject: subject::audit(record.kind.as_str()),
-            message_id: message_id(record),
-            payload: record.encode(),
-        }
+/// A record's acknowledgement.
+#[derive(Debug)]
+pub struct Stored(oneshot::Receiver<()>);
+
+impl Stored {
+    /// Has NATS acknowledged the record by then? If not, it goes on its way all the same.
+    pub async fn by(self, deadline: Instant) -> bool {
+        let acknowledged = tokio::time::timeout_at(deadline.into(), self.0).await;
+        matches!(acknowledged, Ok(Ok(())))
     }
 }
 
-/// What lets NATS recognise a record that is sent twice. A sweeper's is no copy of the owner's, which may follow.
-pub(crate) fn message_id(record: &AuditRecord) -> String {
-    let abandoned = record
-        .end
-        .as_ref()
-        .is_some_and(|end| end.outcome == Outcome::Abandoned);
-    let kind = if abandoned {
-        Outcome::Abandoned.as_str()
-    } else {
-        record.kind.as_str()
-    };
-    format!("{}-{kind}", record.request_id.simple())
+/// Consecutive records in one message.
+#[derive(Debug, Default)]
+struct Batch {
+    /// The number of the first.
+    first: u64,
+    payloads: Vec<Bytes>,
+    bytes: usize,
+    waiters: Vec<oneshot::Sender<()>>,
+}
+
+impl Batch {
+    fn has_room(&self) -> bool {
+        self.payloads.len() < MESSAGE_RECORDS && self.bytes < MESSAGE_BYTES
+    }
+
+    fn add(&mut self, record: Outgoing) {
+        self.bytes += record.payload.len();
+        self.payloads.push(record.payload);
+        self.waiters.extend(record.stored);
+    }
+
+    /// The process ends: nobody is told that it is stored.
+    fn unheard(mut self) -> Self {
+        self.waiters.clear();
+        self
+    }
+
+    /// The number of the last.
+    fn last(&self) -> u64 {
+        self.first + self.payloads.len() as u64 - 1
+    }
 }
 
 /// A sink and the task that empties it. Run the task until the sink's last
@@ -112,9 +140,25 @@ pub fn sink(
 impl AuditSink {
     /// Queues a record. The reserve sees to it that there is a place.
     pub fn write(&self, record: &AuditRecord) {
+        self.enqueue(record, None);
+    }
+
+    /// Queues a record whose acknowledgement matters to somebody.
+    #[must_use]
+    pub fn write_awaited(&self, record: &AuditRecord) -> Stored {
+        let (stored, waiter) = oneshot::channel();
+        self.enqueue(record, Some(stored));
+        Stored(waiter)
+    }
+
+    fn enqueue(&self, record: &AuditRecord, stored: Option<oneshot::Sender<()>>) {
+        let outgoing = Outgoing {
+            payload: record.encode(),
+            stored,
+        };
         // Counted first, so that whoever waits for the count waits for this record.
         self.progress.queued.fetch_add(1, Ordering::SeqCst);
-        match self.queue.try_send(Outgoing::new(record)) {
+        match self.queue.try_send(outgoing) {
             Ok(()) => self.metrics.audit_backlog.inc(),
             Err(_) => {
                 self.progress.queued.fetch_sub(1, Ordering::SeqCst);
@@ -199,31 +243,41 @@ async fn drain(
     closing: Shutdown,
 ) {
     let mut under_way = FuturesUnordered::new();
-    let mut received = 0_u64;
+    let mut next = 1_u64;
     let mut settled = Settled::default();
+    let mut taken = Vec::with_capacity(MESSAGE_RECORDS);
+    let acknowledged = |settled: &mut Settled, batch: Batch| {
+        metrics.audit_backlog.sub(batch.payloads.len() as i64);
+        progress
+            .stored
+            .store(settled.add(batch.first, batch.last()), Ordering::SeqCst);
+        for waiter in batch.waiters {
+            // Whoever waited may have given up.
+            let _ = waiter.send(());
+        }
+    };
     loop {
         tokio::select! {
-            Some(number) = under_way.next(), if !under_way.is_empty() => {
-                metrics.audit_backlog.dec();
-                progress.stored.store(settled.add(number), Ordering::SeqCst);
-            }
-            record = records.recv(), if under_way.len() < WINDOW => match record {
-                Some(record) => {
-                    received += 1;
-                    let number = received;
-                    let stored = store(&nats, record, &stores, &shutdown);
-                    under_way.push(async move {
-                        stored.await;
-                        number
-                    });
+            Some(batch) = under_way.next(), if !under_way.is_empty() => acknowledged(&mut settled, batch),
+            count = records.recv_many(&mut taken, MESSAGE_RECORDS), if under_way.len() < WINDOW => {
+                if count == 0 {
+                    break;
                 }
-                None => break,
-            },
+                let mut records = taken.drain(..).peekable();
+                while records.peek().is_some() {
+                    let mut batch = Batch { first: next, ..Batch::default() };
+                    while batch.has_room() && let Some(record) = records.next() {
+                        batch.add(record);
+                    }
+                    next = batch.last() + 1;
+                    under_way.push(store(&nats, batch, &stores, &shutdown));
+                }
+            }
             () = closing.begun(), if !records.is_closed() => records.close(),
         }
     }
-    while under_way.next().await.is_some() {
-        metrics.audit_backlog.dec();
+    while let Some(batch) = under_way.next().await {
+        acknowledged(&mut settled, batch);
     }
 }
 
@@ -232,50 +286,56 @@ async fn drain(
 struct Settled {
     /// All up to this one.
     all_to: u64,
-    /// Those beyond; fewer than [`WINDOW`].
-    beyond: BTreeSet<u64>,
+    /// Spans beyond, first to last.
+    beyond: BTreeMap<u64, u64>,
 }
 
 impl Settled {
-    /// Adds a number; the one up to which all have come.
-    fn add(&mut self, number: u64) -> u64 {
-        self.beyond.insert(number);
-        while self.beyond.remove(&(self.all_to + 1)) {
-            self.all_to += 1;
+    /// Adds a span; the number up to which all have come.
+    fn add(&mut self, first: u64, last: u64) -> u64 {
+        self.beyond.insert(first, last);
+        while let Some(last) = self.beyond.remove(&(self.all_to + 1)) {
+            self.all_to = last;
         }
         self.all_to
     }
 }
 
 /// Publishes until NATS has acknowledged; only the end of the process stops it.
-async fn store(nats: &Nats, record: Outgoing, stores: &Storing, shutdown: &Shutdown) {
-    let pause = RetryPolicy::try_new(Duration::from_millis(50), Duration::from_secs(2), u32::MAX)
+async fn store(nats: &Nats, batch: Batch, stores: &Storing, shutdown: &Shutdown) -> Batch {
+    let pause = RetryPolicy::try_new(Duration::from_millis(20), Duration::from_millis(500), u32::MAX)
         .expect("the constants are in order");
+    // By its id NATS recognises a message that is sent again because its acknowledgement was lost.
+    let id = Uuid::new_v4().simple().to_string();
+    let payload = audit::join(&batch.payloads);
     let began = Instant::now();
     let mut attempt = 1;
     loop {
-        match once(nats, &record).await {
-            Ok(()) => return stores.answered(),
+        match once(nats, &id, payload.clone()).await {
+            Ok(()) => {
+                stores.answered();
+                return batch;
+            }
             Err(error) => {
-                tracing::debug!(error = %error, attempt, "an audit record was not acknowledged; sending it again");
+                tracing::debug!(error = %error, attempt, "audit records were not acknowledged; sending them again");
                 if began.elapsed() >= PATIENCE {
                     stores.silent();
                 }
             }
         }
         tokio::select! {
-            () = shutdown.aborted() => return,
+            () = shutdown.aborted() => return batch.unheard(),
             () = tokio::time::sleep(pause.delay(attempt)) => {}
         }
         attempt = attempt.saturating_add(1);
     }
 }
 
-async fn once(nats: &Nats, record: &Outgoing) -> Result<(), publish::PublishError> {
+async fn once(nats: &Nats, id: &str, payload: Bytes) -> Result<(), publish::PublishError> {
     let mut headers = HeaderMap::new();
-    headers.insert(async_nats::header::NATS_MESSAGE_ID, record.message_id.as_str());
+    headers.insert(async_nats::header::NATS_MESSAGE_ID, id);
     let mut pending = nats
-        .send(record.subject.clone(), Some(headers), record.payload.clone())
+        .send(subject::AUDIT_RECORDS.to_owned(), Some(headers), payload)
         .await
         .map_err(|error: RequestError| publish::PublishError::from(error))?;
     publish::stored(&mut pending, ACK_TIMEOUT).await.map(|_| ())
@@ -288,7 +348,11 @@ mod tests {
     #[test]
     fn what_is_stored_out_of_order_counts_once_all_before_it_is() {
         let mut settled = Settled::default();
-        assert_eq!([2, 3, 1, 5, 4].map(|number| settled.add(number)), [0, 0, 3, 3, 5]);
+        let spans = [(2, 2), (3, 5), (1, 1), (8, 9), (6, 7)];
+        assert_eq!(
+            spans.map(|(first, last)| settled.add(first, last)),
+            [0, 0, 5, 5, 9]
+        );
         assert!(settled.beyond.is_empty());
     }
 }

@@ -10,7 +10,7 @@ mod source;
 use std::collections::HashSet;
 use std::time::Duration;
 
-use duo_contract::audit::{AuditKind, AuditRecord};
+use duo_contract::audit::{self, AuditKind, AuditRecord};
 use duo_process::clock;
 use duo_process::metrics::register;
 use duo_process::nats::Nats;
@@ -32,7 +32,7 @@ const RETRY_CAP: Duration = Duration::from_secs(10);
 pub struct WriterMetrics {
     /// `duo_audit_lag_seconds`: age of the oldest record that is in hand and not yet written.
     lag: Gauge,
-    /// `duo_audit_pending`: records that wait in the stream.
+    /// `duo_audit_pending`: messages that wait in the stream.
     pending: IntGauge,
     /// `duo_audit_written_total`: records written, repeated ones not counted.
     written: IntCounter,
@@ -61,7 +61,11 @@ impl WriterMetrics {
             ),
             pending: register(
                 registry,
-                IntGauge::new("duo_audit_pending", "Audit records waiting in the stream.").expect(named),
+                IntGauge::new(
+                    "duo_audit_pending",
+                    "Messages of audit records waiting in the stream.",
+                )
+                .expect(named),
             ),
             written: register(
                 registry,
@@ -148,9 +152,11 @@ impl Writer {
     async fn write(&mut self, batch: &[Delivery]) -> Result<(), GivenUp> {
         let mut records = Vec::with_capacity(batch.len());
         for delivery in batch {
-            match decode(&delivery.payload) {
-                Ok(record) => records.push((delivery, record)),
-                Err(problem) => self.reject(delivery, &problem).await?,
+            for line in audit::split(&delivery.payload) {
+                match decode(line) {
+                    Ok(record) => records.push((delivery, record)),
+                    Err(problem) => self.reject(delivery, &problem).await?,
+                }
             }
         }
         let all: Vec<_> = records.iter().map(|(_, record)| record).collect();
@@ -212,6 +218,7 @@ impl Writer {
         self.store.insert_audit_records(records).await
     }
 
+    /// Keeps the whole message that a record came in, once.
     async fn reject(&mut self, delivery: &Delivery, problem: &str) -> Result<(), GivenUp> {
         tracing::error!(
             sequence = delivery.sequence,

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
-use duo_contract::audit::AuditRecord;
 use duo_contract::envelope::{Head, RequestEnvelope};
 use duo_contract::failure::FailureKind;
 use duo_contract::frame::Summary;
@@ -21,7 +20,8 @@ use super::inflight::{InFlight, Rules, Stop, Task, message_id};
 use super::publish::{self, PublishError};
 use super::storing::Storing;
 use crate::admission::Place;
-use crate::audit::{OpenRecord, sink};
+use crate::audit::OpenRecord;
+use crate::audit::sink::Stored;
 use crate::caller::{Caller, PERSON_LIMIT};
 use crate::request::{ExchangeError, ReplyEvent, RoutedRequest, Work};
 
@@ -118,8 +118,8 @@ impl Dispatch {
         Ok(())
     }
 
-    /// Publishes a request and its admitted record together; comes back when
-    /// both are acknowledged.
+    /// Publishes a request while its admitted record is on its way; comes back
+    /// when both are acknowledged.
     ///
     /// # Errors
     /// The caller's or the stream's limit, or NATS does not take it.
@@ -145,7 +145,7 @@ impl Dispatch {
             self.supersede(key, inflight.request_id).await;
         }
         let envelope = self.envelope(&inflight, 1);
-        match self.store(out.caller, &inflight, &envelope, &admitted).await {
+        match self.store(out.caller, &inflight, &envelope, admitted).await {
             Ok(()) => {
                 inflight.admitted();
                 Ok(reply)
@@ -192,7 +192,7 @@ impl Dispatch {
         caller: &Caller,
         inflight: &Arc<InFlight>,
         envelope: &RequestEnvelope,
-        admitted: &AuditRecord,
+        admitted: Stored,
     ) -> Result<(), ExchangeError> {
         let (payload, key_id) = envelope.encode(&self.0.keys).map_err(|error| {
             tracing::error!(error = %error, "a request could not be sealed");
@@ -200,31 +200,14 @@ impl Dispatch {
         })?;
         let message = Message::new(&envelope.head, &key_id, payload);
         let by = inflight.first_byte_by.min(Instant::now() + PATIENCE);
-        let audited = self.store_record(admitted, by);
         let queued = self.store_request(caller, inflight, envelope, message, by);
-        let (audited, queued) = tokio::join!(audited, queued);
+        let (audited, queued) = tokio::join!(admitted.by(by), queued);
         queued?;
-        audited.map_err(|error| {
-            tracing::warn!(error = %error, "the admitted record was not acknowledged; the request is refused");
-            audit_unavailable()
-        })?;
+        if !audited {
+            tracing::warn!("the admitted record was not acknowledged in time; the request is refused");
+            return Err(audit_unavailable());
+        }
         Ok(())
-    }
-
-    async fn store_record(&self, record: &AuditRecord, by: Instant) -> Result<u64, PublishError> {
-        let mut headers = HeaderMap::new();
-        headers.insert(
-            async_nats::header::NATS_MESSAGE_ID,
-            sink::message_id(record).as_str(),
-        );
-        let message = Message {
-            headers,
-            payload: record.encode(),
-        };
-        let subject = subject::audit(record.kind.as_str());
-        let stored = self.persist(&subject, &message, by, None).await;
-        note(&self.0.audit_stores, &stored);
-        stored
     }
 
     async fn store_request(

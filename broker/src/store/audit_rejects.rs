@@ -1,9 +1,9 @@
-//! Audit records that could not be read or stored, byte for byte, so that even they are not lost.
+//! Messages with an audit record that could not be read or stored, byte for byte, so that even it is not lost.
 
 use super::{Store, StoreError};
 
 impl Store {
-    /// Keeps a record that is none, by its sequence in the audit stream; a second time does nothing.
+    /// Keeps a message with a record that is none, by its sequence in the audit stream; a second time does nothing.
     ///
     /// # Errors
     /// Postgres is away or refuses.

@@ -15,9 +15,9 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// Records in a batch at most: beyond a few hundred a bigger batch gains nothing.
-const BATCH: usize = 500;
-/// How long the first record of a batch waits for others.
+/// Messages in a batch at most, each of one record or many: beyond a few hundred records a bigger batch gains nothing.
+const BATCH: usize = 200;
+/// How long the first message of a batch waits for others.
 const LINGER: Duration = Duration::from_millis(50);
 /// How long the server keeps a pull open.
 const EXPIRES: Duration = Duration::from_secs(1);
@@ -26,7 +26,7 @@ const OVERDUE: Duration = Duration::from_secs(1);
 /// Pause when the server cannot serve a pull.
 const UNSERVED_PAUSE: Duration = Duration::from_millis(500);
 
-/// One record as it was delivered.
+/// One message of records as it was delivered.
 #[derive(Debug)]
 pub(super) struct Delivery {
     /// Where its acknowledgement goes.
@@ -35,9 +35,9 @@ pub(super) struct Delivery {
     pub(super) sequence: u64,
     /// When the stream took it.
     pub(super) published: OffsetDateTime,
-    /// Records that waited behind it.
+    /// Messages that waited behind it.
     pub(super) pending: u64,
-    /// The record.
+    /// The records ([`duo_contract::audit::split`]).
     pub(super) payload: Bytes,
 }
 
@@ -49,7 +49,7 @@ pub(super) struct Source {
     inbox: String,
     /// Counts pulls, so that the end of an old one does not end the new one.
     number: u64,
-    /// Records that the pull under way may still bring; none means that there is no pull.
+    /// Messages that the pull under way may still bring; none means that there is no pull.
     remaining: usize,
     /// When the pull under way counts as lost.
     overdue: Instant,

@@ -7,7 +7,7 @@ use duo_contract::snapshot::{BodyPolicy, Feature, Model};
 use prometheus::Registry;
 
 use bytes::Bytes;
-use duo_contract::audit::Outcome;
+use duo_contract::audit::{AuditKind, Outcome};
 use duo_contract::failure::Failure;
 use duo_contract::frame::{FrameKind, ReplyFrame, Summary, Tokens};
 use futures_util::FutureExt as _;
@@ -42,7 +42,7 @@ impl Bench {
     /// NATS has not acknowledged its *admitted* record yet.
     fn unadmitted(stream: bool) -> Self {
         let metrics = Metrics::new(&Registry::new());
-        let (sink, records) = AuditSink::for_test(metrics.clone());
+        let (sink, mut records) = AuditSink::for_test(metrics.clone());
         let audit = AuditLog::new("b", sink, metrics.clone());
         let record = audit.open(Who::default(), "/v1/chat/completions", None, None);
         let name = ModelName::parse("m").expect("a name");
@@ -78,7 +78,9 @@ impl Bench {
             prompt: None,
             supersede_key: None,
         };
-        record.admit();
+        drop(record.admit());
+        let admitted = records.next().expect("it was written");
+        assert_eq!(admitted.kind, AuditKind::Admitted);
         let start = record.received();
         let task = Task { record, routed, work };
         let inflight = InFlight::new(
