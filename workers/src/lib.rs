@@ -32,6 +32,7 @@ use std::time::Duration;
 use duo_process::admin;
 use duo_process::shutdown::Shutdown;
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 
 pub use startup::Worker;
 
@@ -75,14 +76,15 @@ pub async fn run(
         "presence",
         presence::announce(Arc::clone(&worker), shutdown.clone()),
     );
-    let consumers: Vec<_> = worker
+    // On the runtime's own threads, beside the tasks that wake them.
+    let mut consumers: JoinSet<_> = worker
         .servers
         .iter()
         .map(|server| consumer::serve(Arc::clone(&worker), Arc::clone(server), shutdown.clone()))
         .collect();
     tracing::info!(worker = %worker.name, "serving");
     // Each ends when the shutdown begins: nothing is pulled from then on.
-    futures_util::future::join_all(consumers).await;
+    while consumers.join_next().await.is_some() {}
 
     drain(&worker, grace, &shutdown).await;
     Ok(())

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use reqwest::Response;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -13,6 +14,9 @@ use crate::model_server::{Call, Fault, Spent};
 
 /// How long the end of a finished body is waited for, so that its connection can serve again.
 const TAIL_TIMEOUT: Duration = Duration::from_millis(200);
+/// Bytes and reads from which on nothing more joins a step.
+const MOST_JOINED_BYTES: usize = 64 << 10;
+const MOST_JOINED_READS: usize = 64;
 const DONE: &[u8] = b"[DONE]";
 
 /// A stream whose first data is here.
@@ -84,22 +88,39 @@ impl AnswerStream {
         }
         let mut events = Vec::new();
         loop {
-            let read = timeout_at(self.data_by.min(self.end_by), self.response.chunk())
+            let mut read = timeout_at(self.data_by.min(self.end_by), self.response.chunk())
                 .await
-                .map_err(|_| self.late())?
-                .map_err(|_| Fault::server("the model server's answer broke off"))?;
-            let ended = read.is_none();
-            match read {
-                Some(bytes) => self
-                    .reader
-                    .push(bytes, &mut events)
-                    .map_err(|error| Fault::server(&error.to_string()))?,
-                None => self.reader.finish(&mut events),
-            }
+                .map_err(|_| self.late())?;
+            let (mut reads, mut bytes) = (0, 0);
+            let ended = loop {
+                let Some(part) = read.map_err(|_| Fault::server("the model server's answer broke off"))?
+                else {
+                    self.reader.finish(&mut events);
+                    break true;
+                };
+                (reads, bytes) = (reads + 1, bytes + part.len());
+                self.reader
+                    .push(part, &mut events)
+                    .map_err(|error| Fault::server(&error.to_string()))?;
+                if reads >= MOST_JOINED_READS || bytes >= MOST_JOINED_BYTES {
+                    break false;
+                }
+                read = match self.next_if_there().await {
+                    Some(read) => read,
+                    None => break false,
+                };
+            };
             if let Some(step) = self.judge(&mut events, ended)? {
                 return Ok(step);
             }
         }
+    }
+
+    /// The next read if the server has sent it already: what is there together travels in one frame.
+    async fn next_if_there(&mut self) -> Option<reqwest::Result<Option<Bytes>>> {
+        // The connection's task hands over one read at a time, and needs a turn for the next.
+        tokio::task::yield_now().await;
+        self.response.chunk().now_or_never()
     }
 
     /// What is known of the answer as far as this call generated it.
