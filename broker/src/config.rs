@@ -10,7 +10,10 @@ use duo_process::nats::NatsConfig;
 use duo_process::telemetry::LogFormat;
 use secrecy::SecretString;
 
-use crate::fleet::NO_WORKER_GRACE;
+/// Requests queue this long for a model that no worker serves, unless a
+/// setting says otherwise: a worker may be restarting or loading the model.
+/// After that they are refused.
+pub const NO_WORKER_GRACE: Duration = Duration::from_secs(30);
 
 /// A broker's settings, one section per concern.
 #[derive(Debug, Clone)]

@@ -12,12 +12,9 @@ use duo_process::nats::Nats;
 use duo_process::shutdown::Shutdown;
 use futures_util::StreamExt as _;
 
+use crate::config::NO_WORKER_GRACE;
 use crate::topology::PRESENCE_TTL;
 
-/// Requests queue this long for a model that no worker serves, unless a
-/// setting says otherwise: a worker may be restarting or loading the model.
-/// After that they are refused.
-pub const NO_WORKER_GRACE: Duration = Duration::from_secs(30);
 /// Pause before a watch that ended is opened again.
 const REWATCH: Duration = Duration::from_millis(500);
 /// Workers renew their presence more often than this: a watch that is silent

@@ -1,6 +1,7 @@
 //! One delivery, from decode to settle.
 
-use std::convert::Infallible;
+mod alive;
+
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,17 +10,19 @@ use bytes::Bytes;
 use duo_contract::claim::{ClaimReply, ClaimRequest, Have};
 use duo_contract::envelope::{EnvelopeError, Head, RequestEnvelope};
 use duo_contract::failure::{Failure, FailureKind};
-use duo_contract::frame::{FailedAttempt, FrameAnswer, FrameKind, Summary};
+use duo_contract::frame::{FailedAttempt, FrameKind, Summary};
 use duo_contract::{cancel::CancelReason, subject, trace};
 use duo_process::clock;
-use duo_process::nats::RequestError;
 use futures_util::FutureExt as _;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
+use alive::Unwanted;
+
 use crate::claim;
 use crate::delivery::{Ack, Delivery};
+use crate::metrics::InFlight;
 use crate::model_server::continuation::Continued;
 use crate::model_server::facts::Facts;
 use crate::model_server::openai::{AnswerStream, Step};
@@ -32,8 +35,6 @@ use crate::startup::Worker;
 
 /// In the last of so many parts of the time until its first byte a request's call does not begin beside its claim.
 const LATE_PART: u64 = 8;
-/// Progress is reported this often within a lease.
-const REPORTS_PER_LEASE: u32 = 3;
 /// How long the owner of a handed-back request may take to say that it knows.
 const LEAVE_WAIT: Duration = Duration::from_secs(1);
 
@@ -110,8 +111,8 @@ impl Job {
                     Stop::HandBack => attempt.leave("the worker is stopping", Outcome::HandedBack(Duration::ZERO)).await,
                     Stop::Cancelled(reason) => attempt.cancelled(reason).await,
                 },
-                never = keep_alive(&worker, &ack_subject, &running.reply, lease(&head)) => match never {},
-                unwanted = unwanted(&worker, &ack_subject, &running.reply, &head) => match unwanted {
+                never = alive::keep(&worker, &ack_subject, lease(&head)) => match never {},
+                unwanted = alive::unwanted(&worker, &ack_subject, &running.reply, &head) => match unwanted {
                     // The message is deleted or in a successor's hands; its next delivery would tell.
                     Unwanted::Stale => Outcome::Superseded,
                     Unwanted::Ownerless => Outcome::Gone,
@@ -150,68 +151,6 @@ fn count(worker: &Worker, head: &Head, ack: Ack) {
 async fn settle(worker: &Worker, ack_subject: &str, outcome: Outcome) {
     worker.metrics.ended(outcome);
     outcome.settle(&worker.nats, ack_subject).await;
-}
-
-/// Prolongs the lease and shows the owner signs of life. It ends with the
-/// work, which a server that makes no progress ends: its silence is bounded
-/// before the first data by the deadline and after it by the idle timeout.
-async fn keep_alive(worker: &Worker, ack_subject: &str, reply: &Reply, lease: Duration) -> Infallible {
-    let period = (lease / REPORTS_PER_LEASE).max(Duration::from_millis(1));
-    let mut ticks = tokio::time::interval_at(Instant::now() + period, period);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        worker.nats.progress(ack_subject).await;
-        reply.heartbeat(period / 2).await;
-    }
-}
-
-/// Why an attempt is worth nothing any more.
-enum Unwanted {
-    /// The owner goes on without it, and its order to stop was lost.
-    Stale,
-    /// Nobody has listened for replies during a whole lease: the owner died, and nobody waits for the answer.
-    Ownerless,
-    /// The owner has said nothing for two leases although the queue works: it is frozen, cut off, or its machine died
-    /// and took its connections with it.
-    Unheard,
-}
-
-/// Returns when the attempt is worth nothing any more. A frame alone would not tell, since it asks for no answer.
-async fn unwanted(worker: &Worker, ack_subject: &str, reply: &Reply, head: &Head) -> Unwanted {
-    let period = (lease(head) / REPORTS_PER_LEASE).max(Duration::from_millis(1));
-    let mut ticks = tokio::time::interval_at(Instant::now() + period, period);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let (mut alone_since, mut heard) = (None, Instant::now());
-    loop {
-        ticks.tick().await;
-        let answer = reply.probe(period).await;
-        if !matches!(answer, Some(Err(RequestError::NoResponders))) {
-            alone_since = None;
-        }
-        match answer {
-            Some(Ok(FrameAnswer::Stale)) => return Unwanted::Stale,
-            Some(Err(RequestError::NoResponders)) => {
-                let since = *alone_since.get_or_insert_with(Instant::now);
-                if since.elapsed() >= lease(head) {
-                    tracing::info!(owner = head.owner, "the owner is gone; its request is removed");
-                    return Unwanted::Ownerless;
-                }
-            }
-            Some(Err(RequestError::TimedOut)) => {
-                // A queue that hangs says nothing about the owner.
-                if worker.nats.prolong(ack_subject, period).await.is_err() {
-                    heard = Instant::now();
-                }
-                // The next look would come too late.
-                if heard.elapsed() + period >= lease(head) * 2 {
-                    tracing::info!(owner = head.owner, "the owner is silent; its request is given up");
-                    return Unwanted::Unheard;
-                }
-            }
-            _ => heard = Instant::now(),
-        }
-    }
 }
 
 fn lease(head: &Head) -> Duration {
@@ -528,23 +467,6 @@ struct Times {
     calls: u32,
     called_at: Instant,
     first_at: Instant,
-}
-
-/// One request at the model server, counted until it is dropped.
-#[derive(Debug)]
-pub struct InFlight(prometheus::IntGauge);
-
-impl InFlight {
-    fn new(gauge: prometheus::IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge)
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
 }
 
 fn settled(ended: Ended) -> Outcome {

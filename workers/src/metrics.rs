@@ -252,3 +252,22 @@ mod tests {
         }
     }
 }
+
+/// One request at the model server, counted until it is dropped.
+#[derive(Debug)]
+pub struct InFlight(prometheus::IntGauge);
+
+impl InFlight {
+    /// Counts one in `gauge`.
+    #[must_use]
+    pub fn new(gauge: prometheus::IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

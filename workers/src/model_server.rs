@@ -166,7 +166,7 @@ pub struct Called {
     /// When its first data was here.
     pub first_at: Instant,
     /// Counts the request as long as the answer lasts.
-    pub in_flight: Option<crate::job::InFlight>,
+    pub in_flight: Option<crate::metrics::InFlight>,
 }
 
 /// A failed call: what the owner is told, and what it means here.

@@ -46,17 +46,6 @@ pub enum Ended {
     Unheard,
 }
 
-/// What a heartbeat learned of the owner.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Heard {
-    /// Nothing that says that it is gone.
-    Unknown,
-    /// Nobody is subscribed to its replies.
-    Nobody,
-    /// A later attempt has taken over, or the request is over.
-    Stale,
-}
-
 /// The frames of one delivery's answer.
 #[derive(Debug)]
 pub struct Reply {
@@ -131,37 +120,7 @@ impl Reply {
         }
     }
 
-    /// Says that the model server is at work, and asks the owner to confirm it.
-    pub async fn heartbeat(&self, timeout: Duration) -> Heard {
-        let frame = {
-            let kept = self.kept();
-            let Some(attempt) = kept.attempt else {
-                return Heard::Unknown;
-            };
-            if kept.ended {
-                return Heard::Unknown;
-            }
-            let number = u32::try_from(kept.frames.len()).unwrap_or(u32::MAX);
-            ReplyFrame {
-                attempt,
-                number,
-                kind: FrameKind::Heartbeat,
-            }
-            .encode()
-        };
-        self.sent.inc();
-        match self.nats.request(self.subject.clone(), frame, timeout).await {
-            Ok(message) => match FrameAnswer::decode(&message.payload) {
-                Ok(FrameAnswer::Stale) => Heard::Stale,
-                _ => Heard::Unknown,
-            },
-            Err(RequestError::NoResponders) => Heard::Nobody,
-            // Somebody is subscribed, or the connection is away, which says nothing about the owner.
-            Err(_) => Heard::Unknown,
-        }
-    }
-
-    /// Asks the owner whether it is there and wants this attempt to go on; `None` while there is nothing to ask.
+    /// Says that the attempt is at work, and asks the owner whether it is there and wants it to go on; `None` while there is nothing to ask.
     ///
     /// # Errors
     /// Nobody listens for the answer, or nothing came back in time.
