@@ -11,6 +11,10 @@ const ABANDONED: &str = "SELECT count(*) FROM audit_events WHERE outcome = 'aban
 const OPEN: &str = "SELECT count(*) FROM audit_events AS a WHERE kind = 'admitted' AND NOT EXISTS \
      (SELECT FROM audit_events AS e WHERE e.request_id = a.request_id AND e.kind = 'ended')";
 
+const ADMITTED: &str = "SELECT count(*) FROM audit_events WHERE kind = 'admitted'";
+/// Requests of a round that have their record before the broker is killed.
+const RECORDED: i64 = 16;
+
 /// A second broker with the settings of the first, and where its metrics are.
 async fn second_broker(cluster: &Cluster) -> (Program, String) {
     let (api, operations) = (free_port(), free_port());
@@ -60,7 +64,14 @@ async fn every_request_of_a_killed_broker_gets_one_end() {
                 cluster.openai("/v1/chat/completions", &body).try_open(),
             ));
         }
-        cluster.sim_shows(|stats| stats.running > 1).await;
+        let least = (round + 1) * RECORDED;
+        until("many have their record", PATIENCE, async || {
+            match cluster.database.count(ADMITTED).await? {
+                admitted if admitted >= least => Ok(()),
+                admitted => Err(format!("{admitted} of {least}")),
+            }
+        })
+        .await;
         // More are on their way in, out and through the audit log at the moment of the kill.
         cluster.broker.kill().await;
         for task in asked {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use duo_contract::envelope::Endpoint;
@@ -15,6 +16,7 @@ use duo_workers::model_server::{Answer, Blame, Call, Fault, Spent};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 const SERVERS: [(&str, ServerKind); 2] = [("llama-server", ServerKind::Llama), ("vllm", ServerKind::Vllm)];
@@ -160,7 +162,10 @@ async fn replay(folder: &str, kind: ServerKind, name: &str, piece: usize) -> See
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let url = format!("http://{}/v1", listener.local_addr().expect("an address"));
     let stays = name.ends_with("-left-open");
-    let serving = tokio::spawn(async move { serve(listener, &response, piece, stays).await });
+    let begun = Arc::new(Notify::new());
+    // What dies right behind its first data may be called again, and nothing of it is handed on.
+    let held_back = name.starts_with("dying-").then(|| Arc::clone(&begun));
+    let serving = tokio::spawn(async move { serve(listener, &response, piece, stays, held_back).await });
     let config = ServerConfig {
         name: "captured".to_owned(),
         url,
@@ -192,14 +197,16 @@ async fn replay(folder: &str, kind: ServerKind, name: &str, piece: usize) -> See
         allowance: Allowance::default(),
         spent: Spent::default(),
     };
-    let seen = read(&http, &call).await;
+    let seen = read(&http, &call, &begun).await;
     serving.abort();
     seen
 }
 
-async fn read(http: &Http, call: &Call) -> Seen {
+async fn read(http: &Http, call: &Call, begun: &Notify) -> Seen {
     let mut text = String::new();
-    let facts = match http.call(call).await {
+    let called = http.call(call).await;
+    begun.notify_one();
+    let facts = match called {
         Err(fault) => Err(fault),
         Ok(Answer::Whole(body, facts)) => {
             text = said(&body);
@@ -236,11 +243,31 @@ fn said(json: &[u8]) -> String {
     texts.collect()
 }
 
-async fn serve(listener: TcpListener, response: &[u8], piece: usize, stays: bool) {
+/// Writes the response; if anything is to be held back, what follows the first event only after that.
+async fn serve(
+    listener: TcpListener,
+    response: &[u8],
+    piece: usize,
+    stays: bool,
+    held_back: Option<Arc<Notify>>,
+) {
     let (mut connection, _) = listener.accept().await.expect("a call");
     connection.set_nodelay(true).expect("a socket");
     read_request(&mut connection).await;
-    for part in response.chunks(piece.min(response.len())) {
+    let first = match &held_back {
+        Some(_) => second_event(response),
+        None => response.len(),
+    };
+    let (first, rest) = response.split_at(first);
+    for part in first.chunks(piece.min(response.len())) {
+        if connection.write_all(part).await.is_err() {
+            return;
+        }
+    }
+    if let Some(begun) = held_back {
+        begun.notified().await;
+    }
+    for part in rest.chunks(piece.min(response.len())) {
         if connection.write_all(part).await.is_err() {
             return;
         }
@@ -249,6 +276,15 @@ async fn serve(listener: TcpListener, response: &[u8], piece: usize, stays: bool
         std::future::pending::<()>().await;
     }
     let _ = connection.shutdown().await;
+}
+
+/// Where the second event begins.
+fn second_event(response: &[u8]) -> usize {
+    let starts = response
+        .windows(6)
+        .enumerate()
+        .filter(|(_, part)| part == b"data: ");
+    starts.map(|(at, _)| at).nth(1).expect("two events")
 }
 
 async fn read_request(connection: &mut TcpStream) {

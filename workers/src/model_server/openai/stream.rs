@@ -92,26 +92,39 @@ impl AnswerStream {
                 .await
                 .map_err(|_| self.late())?;
             let (mut reads, mut bytes) = (0, 0);
-            let ended = loop {
-                let Some(part) = read.map_err(|_| Fault::server("the model server's answer broke off"))?
-                else {
-                    self.reader.finish(&mut events);
-                    break true;
-                };
-                (reads, bytes) = (reads + 1, bytes + part.len());
-                self.reader
-                    .push(part, &mut events)
-                    .map_err(|error| Fault::server(&error.to_string()))?;
+            // What came before a fault is good, and handed on first.
+            let (ended, fault) = loop {
+                match read {
+                    Err(_) => break (false, Some(Fault::server("the model server's answer broke off"))),
+                    Ok(None) => {
+                        self.reader.finish(&mut events);
+                        break (true, None);
+                    }
+                    Ok(Some(part)) => {
+                        (reads, bytes) = (reads + 1, bytes + part.len());
+                        if let Err(error) = self.reader.push(part, &mut events) {
+                            break (false, Some(Fault::server(&error.to_string())));
+                        }
+                    }
+                }
                 if reads >= MOST_JOINED_READS || bytes >= MOST_JOINED_BYTES {
-                    break false;
+                    break (false, None);
                 }
                 read = match self.next_if_there().await {
                     Some(read) => read,
-                    None => break false,
+                    None => break (false, None),
                 };
             };
-            if let Some(step) = self.judge(&mut events, ended)? {
-                return Ok(step);
+            let step = self.judge(&mut events, ended)?;
+            match (step, fault) {
+                (None, None) => {}
+                (None, Some(fault)) => return Err(fault),
+                // An answer that is whole has no fault.
+                (Some(step @ Step::End(_)), _) | (Some(step), None) => return Ok(step),
+                (Some(step), Some(fault)) => {
+                    self.ahead.get_or_insert(Err(fault));
+                    return Ok(step);
+                }
             }
         }
     }
