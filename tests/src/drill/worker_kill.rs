@@ -18,6 +18,8 @@ use crate::sim::Settings;
 
 /// The short form runs beside other tests, on what they leave of the machine.
 const BUSY: Duration = Duration::from_secs(1);
+/// As long do faults go on where by chance none has met a stream in mid-answer.
+const ANOTHER_CHANCE: Duration = Duration::from_secs(10);
 /// Workers, one of which is down or frozen at a time.
 const WORKERS: usize = 3;
 /// Time between two faults.
@@ -69,7 +71,12 @@ async fn run(name: &str, fault: Fault, size: Size) -> Report {
     let history = load.history();
     let mut random = Random::new(size.seed, u64::MAX);
     let until = Instant::now() + size.span(6, 60);
-    while Instant::now() < until {
+    loop {
+        let late = Instant::now().saturating_duration_since(until);
+        let none_continued = stage.cluster.sim.stats().continued == 0;
+        if late >= ANOTHER_CHANCE || (!late.is_zero() && !none_continued) {
+            break;
+        }
         sleep(random.span(PAUSE)).await;
         let Some(victim) = busy(&stage.cluster, &mut random).await else {
             continue;
