@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
-use duo_contract::audit::{self, AuditRecord};
+use duo_contract::audit::{self, AuditRecord, Outcome};
 use duo_contract::subject;
 use duo_process::nats::{Nats, RequestError};
 use duo_process::retry::RetryPolicy;
@@ -64,7 +64,16 @@ struct Progress {
 #[derive(Debug)]
 struct Outgoing {
     payload: Bytes,
+    /// A message of its own under this id, where another broker may send the same.
+    id: Option<String>,
     stored: Option<oneshot::Sender<()>>,
+}
+
+/// The id of a record that every broker's sweeper may write: NATS keeps one of them. The owner's own end, which may
+/// still follow, is no copy of it.
+fn shared_id(record: &AuditRecord) -> Option<String> {
+    let outcome = record.end.as_ref()?.outcome;
+    (outcome == Outcome::Abandoned).then(|| format!("{}-{}", record.request_id.simple(), outcome.as_str()))
 }
 
 /// A record's acknowledgement.
@@ -84,18 +93,23 @@ impl Stored {
 struct Batch {
     /// The number of the first.
     first: u64,
+    /// See [`Outgoing::id`].
+    id: Option<String>,
     payloads: Vec<Bytes>,
     bytes: usize,
     waiters: Vec<oneshot::Sender<()>>,
 }
 
 impl Batch {
-    fn has_room(&self) -> bool {
-        self.payloads.len() < MESSAGE_RECORDS && self.bytes < MESSAGE_BYTES
+    fn takes(&self, record: &Outgoing) -> bool {
+        let alone = self.id.is_some() || record.id.is_some();
+        let has_room = self.payloads.len() < MESSAGE_RECORDS && self.bytes < MESSAGE_BYTES;
+        self.payloads.is_empty() || (has_room && !alone)
     }
 
     fn add(&mut self, record: Outgoing) {
         self.bytes += record.payload.len();
+        self.id = record.id;
         self.payloads.push(record.payload);
         self.waiters.extend(record.stored);
     }
@@ -154,6 +168,7 @@ impl AuditSink {
     fn enqueue(&self, record: &AuditRecord, stored: Option<oneshot::Sender<()>>) {
         let outgoing = Outgoing {
             payload: record.encode(),
+            id: shared_id(record),
             stored,
         };
         // Counted first, so that whoever waits for the count waits for this record.
@@ -266,7 +281,7 @@ async fn drain(
                 let mut records = taken.drain(..).peekable();
                 while records.peek().is_some() {
                     let mut batch = Batch { first: next, ..Batch::default() };
-                    while batch.has_room() && let Some(record) = records.next() {
+                    while let Some(record) = records.next_if(|record| batch.takes(record)) {
                         batch.add(record);
                     }
                     next = batch.last() + 1;
@@ -306,7 +321,10 @@ async fn store(nats: &Nats, batch: Batch, stores: &Storing, shutdown: &Shutdown)
     let pause = RetryPolicy::try_new(Duration::from_millis(20), Duration::from_millis(500), u32::MAX)
         .expect("the constants are in order");
     // By its id NATS recognises a message that is sent again because its acknowledgement was lost.
-    let id = Uuid::new_v4().simple().to_string();
+    let id = batch
+        .id
+        .clone()
+        .unwrap_or_else(|| Uuid::new_v4().simple().to_string());
     let payload = audit::join(&batch.payloads);
     let began = Instant::now();
     let mut attempt = 1;
@@ -344,6 +362,23 @@ async fn once(nats: &Nats, id: &str, payload: Bytes) -> Result<(), publish::Publ
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_record_that_another_broker_may_write_too_travels_alone() {
+        let record = |id: Option<&str>| Outgoing {
+            payload: Bytes::from_static(b"{}"),
+            id: id.map(str::to_owned),
+            stored: None,
+        };
+        let mut batch = Batch::default();
+        batch.add(record(None));
+        assert!(batch.takes(&record(None)));
+        assert!(!batch.takes(&record(Some("x-abandoned"))));
+        let mut batch = Batch::default();
+        assert!(batch.takes(&record(Some("x-abandoned"))));
+        batch.add(record(Some("x-abandoned")));
+        assert!(!batch.takes(&record(None)));
+    }
 
     #[test]
     fn what_is_stored_out_of_order_counts_once_all_before_it_is() {
