@@ -84,11 +84,7 @@ async fn a_broker_that_is_told_twice_ends_at_once_with_an_error_and_a_record() {
     let answer = stream.rest().await;
     assert!(!answer.looks_whole(), "{answer}");
     assert!(answer.text().contains("\"error\""), "{answer}");
-    cluster.sim_shows(|stats| stats.running == 0).await;
-    cluster.queued(0).await;
-    cluster.broker.again();
-    cluster.ready(PATIENCE).await;
-    cluster.assert_clean().await;
+    leaves_nothing(cluster).await;
 }
 
 #[tokio::test]
@@ -114,6 +110,15 @@ async fn idle_programs_end_at_once() {
     assert!(cluster.broker.terminate().await.success());
     let took = began.elapsed();
     assert!(took < Duration::from_secs(8), "{took:?}");
+}
+
+/// Nothing runs or waits for the broker that has ended, and it comes back to a clean system.
+async fn leaves_nothing(mut cluster: Cluster) {
+    cluster.sim_shows(|stats| stats.running == 0).await;
+    cluster.queued(0).await;
+    cluster.broker.again();
+    cluster.ready(PATIENCE).await;
+    cluster.assert_clean().await;
 }
 
 #[tokio::test]
@@ -149,11 +154,7 @@ async fn what_outlasts_a_brokers_grace_ends_with_an_error_and_a_record() {
     assert!(cluster.broker.ended().await.success());
     let took = began.elapsed();
     assert!(took < Duration::from_secs(5), "{took:?}");
-    cluster.sim_shows(|stats| stats.running == 0).await;
-    cluster.queued(0).await;
-    cluster.broker.again();
-    cluster.ready(PATIENCE).await;
-    cluster.assert_clean().await;
+    leaves_nothing(cluster).await;
 }
 
 #[tokio::test]

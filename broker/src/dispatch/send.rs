@@ -204,6 +204,7 @@ impl Dispatch {
         let (audited, queued) = tokio::join!(admitted.by(by), queued);
         queued?;
         if !audited {
+            self.0.audit_stores.silent();
             tracing::warn!("the admitted record was not acknowledged in time; the request is refused");
             return Err(audit_unavailable());
         }
