@@ -60,8 +60,9 @@ async fn a_request_that_kills_its_workers_is_kept_with_the_story_of_each() {
         .await;
     let call = cluster.openai("/v1/chat/completions", &chat("poison", 5, true));
     let asked = tokio::spawn(call.header("x-request-id", "the-poison").send());
-    for _ in 0..2 {
+    for attempt in 1..=2 {
         cluster.sim_shows(|stats| stats.running == 1).await;
+        cluster.attempted(attempt).await;
         cluster.kill_worker(0).await;
         cluster.sim_shows(|stats| stats.running == 0).await;
         cluster.restart_worker(0).await;

@@ -185,8 +185,9 @@ async fn a_request_whose_every_worker_dies_ends_with_an_error() {
             .openai("/v1/chat/completions", &chat("hello", 5, true))
             .send(),
     );
-    for _ in 0..2 {
+    for attempt in 1..=2 {
         cluster.sim_shows(|stats| stats.running == 1).await;
+        cluster.attempted(attempt).await;
         cluster.kill_worker(0).await;
         cluster.sim_shows(|stats| stats.running == 0).await;
         cluster.restart_worker(0).await;

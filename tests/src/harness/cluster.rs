@@ -363,6 +363,23 @@ impl Cluster {
         .await;
     }
 
+    /// Waits until the broker has granted so many attempts since it started. A model server shows a first attempt
+    /// sooner, because its call begins beside its claim, and a worker killed in between has used none.
+    ///
+    /// # Panics
+    /// It has not in time.
+    pub async fn attempted(&self, count: u32) {
+        until(&format!("{count} attempts are granted"), PATIENCE, async || {
+            let granted = granted(&self.metrics().await?);
+            if granted == f64::from(count) {
+                Ok(())
+            } else {
+                Err(granted.to_string())
+            }
+        })
+        .await;
+    }
+
     /// Waits until the model server's counters are as wanted.
     ///
     /// # Panics
@@ -526,6 +543,13 @@ pub fn sum(metrics: &str, name: &str) -> f64 {
         rest.trim().parse::<f64>().ok()
     });
     values.sum()
+}
+
+/// Claims that a worker was told to work on.
+fn granted(metrics: &str) -> f64 {
+    let lines = metrics.lines();
+    let lines = lines.filter(|line| ["proceed", "continue"].iter().any(|answer| line.contains(answer)));
+    sum(&lines.collect::<Vec<_>>().join("\n"), "duo_claims_total")
 }
 
 impl Drop for Cluster {
