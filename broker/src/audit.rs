@@ -17,7 +17,7 @@ use duo_contract::name::{FeatureName, ModelName};
 use duo_contract::snapshot::Feature;
 use uuid::Uuid;
 
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Stages};
 use sink::{AuditSink, Stored};
 
 /// Opens records. Cheap to clone.
@@ -120,6 +120,17 @@ impl OpenRecord {
     #[must_use]
     pub fn received(&self) -> Instant {
         self.0.received
+    }
+
+    /// The request's head was here at `came`, before anybody knew its caller.
+    pub(crate) fn note_arrival(&self, came: Instant) {
+        let auth = self.0.received.saturating_duration_since(came);
+        self.stages().auth.observe(auth.as_secs_f64());
+    }
+
+    /// Where the stages of its way are counted.
+    pub(crate) fn stages(&self) -> &Stages {
+        &self.0.log.metrics.stages
     }
 
     /// The trace context to hand on.

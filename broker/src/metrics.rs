@@ -12,6 +12,7 @@
 //! | `duo_queue_wait_seconds` | histogram | `lane` | from acceptance to the first claim |
 //! | `duo_time_to_first_token_seconds` | histogram | `feature`, `model` | from acceptance to the first chunk |
 //! | `duo_request_duration_seconds` | histogram | `feature`, `model`, `outcome` | from acceptance to the end |
+//! | `duo_stage_seconds` | histogram | `stage` | time of requests in `auth`, `admit`, `publish`, `wait`, `work`, `reply` ([`Stage`]) |
 //! | `duo_queue_depth` | gauge | `lane`, `model` | requests that no worker has taken |
 //! | `duo_queue_oldest_age_seconds` | gauge | `lane`, `model` | age of the oldest open request of this broker that no worker has taken |
 //! | `duo_in_flight` | gauge | `lane`, `model` | deliveries that workers hold |
@@ -34,7 +35,10 @@
 //! | `inference_request_duration_seconds` | histogram | `model_engine`, `model_name` | likewise |
 //! | `inference_input_tokens_total`, `inference_output_tokens_total` | counter | `model_engine`, `model_name` | likewise |
 
+use std::sync::Arc;
+
 use duo_contract::audit::{End, Outcome, What};
+use duo_contract::stage::Stage;
 use duo_process::metrics::register;
 use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
@@ -71,6 +75,7 @@ pub struct Metrics {
     pub queue_wait: HistogramVec,
     pub first_token: HistogramVec,
     pub duration: HistogramVec,
+    pub stages: Arc<Stages>,
     pub queue_depth: IntGaugeVec,
     pub queue_oldest: GaugeVec,
     pub in_flight: IntGaugeVec,
@@ -93,6 +98,18 @@ pub struct Metrics {
     inference_duration: HistogramVec,
     input_tokens: IntCounterVec,
     output_tokens: IntCounterVec,
+}
+
+/// The broker's stages of `duo_stage_seconds`.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "[`Stage`] documents each")]
+pub struct Stages {
+    pub auth: Histogram,
+    pub admit: Histogram,
+    pub publish: Histogram,
+    pub wait: Histogram,
+    pub work: Histogram,
+    pub reply: Histogram,
 }
 
 fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
@@ -130,6 +147,27 @@ fn histograms(registry: &Registry, name: &str, help: &str, buckets: &[f64], labe
         registry,
         HistogramVec::new(options, labels).expect("the name is valid"),
     )
+}
+
+impl Stages {
+    fn new(registry: &Registry) -> Self {
+        let all = histograms(
+            registry,
+            Stage::METRIC,
+            "Time of requests by stage",
+            &Stage::BUCKETS,
+            &["stage"],
+        );
+        let stage = |stage: Stage| all.with_label_values(&[stage.as_str()]);
+        Self {
+            auth: stage(Stage::Auth),
+            admit: stage(Stage::Admit),
+            publish: stage(Stage::Publish),
+            wait: stage(Stage::Wait),
+            work: stage(Stage::Work),
+            reply: stage(Stage::Reply),
+        }
+    }
 }
 
 impl Metrics {
@@ -182,6 +220,7 @@ impl Metrics {
                 &WAIT_BUCKETS,
                 &["feature", "model", "outcome"],
             ),
+            stages: Arc::new(Stages::new(r)),
             queue_depth: gauges(
                 r,
                 "duo_queue_depth",

@@ -11,6 +11,7 @@ pub mod http;
 pub mod load;
 mod peer;
 pub mod report;
+pub mod stages;
 mod streams;
 pub mod target;
 #[cfg(test)]
@@ -108,6 +109,9 @@ pub struct Options {
     /// all others are the broker's system
     #[arg(long = "pid", value_name = "NAME=PID")]
     pub pids: Vec<Process>,
+    /// A page of metrics of a broker or worker, for the stages of the hop; repeat it
+    #[arg(long, value_name = "URL")]
+    pub metrics: Vec<Url>,
     /// Write the results here too
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -130,10 +134,14 @@ pub fn run(options: &Options, progress: impl Fn(&str)) -> anyhow::Result<Report>
     );
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let servers = runtime.block_on(Servers::look(options))?;
-    let (mut rows, mut streams) = (Vec::new(), Vec::new());
+    let (mut rows, mut stages, mut streams) = (Vec::new(), Vec::new(), Vec::new());
     if matches!(options.scenario, Scenario::Hop | Scenario::All) {
         progress("hop: one request at a time");
         rows.extend(runtime.block_on(hop::measure(options, &servers))?);
+        if !options.metrics.is_empty() {
+            progress("hop: its stages");
+            stages = runtime.block_on(stages::measure(options, &servers, &mut rows))?;
+        }
     }
     if matches!(options.scenario, Scenario::Throughput | Scenario::All) {
         let code = runtime.block_on(servers.code_completions(options))?;
@@ -150,6 +158,7 @@ pub fn run(options: &Options, progress: impl Fn(&str)) -> anyhow::Result<Report>
         tokens: options.tokens,
         model_server: servers.settings,
         rows,
+        stages,
         streams,
     })
 }

@@ -3,7 +3,7 @@
 mod alive;
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -59,6 +59,7 @@ impl Job {
 
     /// Works the delivery and settles it.
     pub async fn run(self) {
+        let began = Instant::now();
         let Self {
             worker,
             server,
@@ -102,6 +103,8 @@ impl Job {
             job: Uuid::new_v4(),
             allowance: Allowance::default(),
             spent: Spent::default(),
+            began,
+            granted: OnceLock::new(),
         };
         let work = AssertUnwindSafe(attempt.run(&body, slot)).catch_unwind();
         let outcome = async {
@@ -168,6 +171,10 @@ struct Attempt<'a> {
     job: Uuid,
     allowance: Allowance,
     spent: Spent,
+    /// When its delivery was in hand.
+    began: Instant,
+    /// When its owner gave leave to answer it.
+    granted: OnceLock<Instant>,
 }
 
 impl Attempt<'_> {
@@ -243,6 +250,9 @@ impl Attempt<'_> {
         let verdict = claim::ask(self.worker, &self.head.owner, &request, lease(self.head), end_by).await;
         if let ClaimReply::Proceed { attempt } | ClaimReply::Continue { attempt, .. } = &verdict {
             self.allowance.grant(*attempt);
+            let granted = *self.granted.get_or_init(Instant::now);
+            let claim = granted.saturating_duration_since(self.began);
+            self.worker.metrics.claim.observe(claim.as_secs_f64());
         }
         verdict
     }
@@ -314,6 +324,10 @@ impl Attempt<'_> {
             called_at,
             first_at,
         };
+        if let (Ok(_), Some(granted)) = (&answer, self.granted.get()) {
+            let model = first_at.saturating_duration_since(*granted);
+            self.worker.metrics.model.observe(model.as_secs_f64());
+        }
         match answer {
             Err(failure) => {
                 drop((in_flight, slot));

@@ -14,9 +14,11 @@
 //! | `duo_worker_model_calls_total` | counter | `server`, `result` | calls begun (`ok`) or failed, by failure kind |
 //! | `duo_worker_breaker_state` | gauge | `server` | 0 passing, 1 probing, 2 tripped |
 //! | `duo_worker_time_to_first_token_seconds` | histogram | `model` | from the call to the first data of a stream |
+//! | `duo_stage_seconds` | histogram | `stage` | time of requests in `claim`, `model` ([`Stage`]) |
 //! | `model_inferences_in_flight` | gauge | `model_engine`, `model_name` | requests at model servers; named as in GitLab's AI Gateway |
 
 use duo_contract::failure::FailureKind;
+use duo_contract::stage::Stage;
 use duo_process::metrics::register;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -41,6 +43,10 @@ pub struct Metrics {
     outcomes: IntCounterVec,
     first_token: HistogramVec,
     inferences: IntGaugeVec,
+    /// [`Stage::Claim`].
+    pub claim: Histogram,
+    /// [`Stage::Model`].
+    pub model: Histogram,
     /// Deliveries that got a slot.
     pub deliveries: IntCounterVec,
     /// Those of them that were not the first.
@@ -97,7 +103,15 @@ impl Metrics {
             "From the call of the model server to the first data of a stream.",
         )
         .buckets(FIRST_TOKEN_BUCKETS.to_vec());
+        let stages =
+            HistogramOpts::new(Stage::METRIC, "Time of requests by stage.").buckets(Stage::BUCKETS.to_vec());
+        let stages = register(
+            registry,
+            HistogramVec::new(stages, &["stage"]).expect("a valid metric name"),
+        );
         let metrics = Self {
+            claim: stages.with_label_values(&[Stage::Claim.as_str()]),
+            model: stages.with_label_values(&[Stage::Model.as_str()]),
             slots: gauges(
                 registry,
                 "duo_worker_slots",
@@ -242,7 +256,7 @@ mod tests {
         let _server = metrics.server(&config);
         let table = include_str!("metrics.rs");
         let families = registry.gather();
-        assert_eq!(families.len(), 13);
+        assert_eq!(families.len(), 14);
         for family in families {
             assert!(
                 table.contains(&format!("//! | `{}`", family.name())),

@@ -2,7 +2,7 @@
 //!
 //! Owns subjects, stream and consumer names, the request envelope, reply
 //! frames, claims, cancels, presence, the configuration snapshot, audit
-//! records and dead letters. Does no I/O and knows no runtime, so a client may take the
+//! records, dead letters, and the names of the stages that both measure. Does no I/O and knows no runtime, so a client may take the
 //! protocol without the servers. Messages grow by optional fields only;
 //! `fixtures/` holds the bytes that older versions wrote.
 
@@ -19,5 +19,6 @@ pub mod name;
 pub mod presence;
 pub mod seal;
 pub mod snapshot;
+pub mod stage;
 pub mod subject;
 pub mod trace;

@@ -10,7 +10,7 @@ use duo_contract::snapshot::Role;
 use http::HeaderMap;
 use http::header::HeaderName;
 
-use super::edge::REQUEST_ID;
+use super::edge::{Arrived, REQUEST_ID};
 use super::error::{ApiError, Refused, Shape};
 use super::state::ApiState;
 use crate::auth::AuthError;
@@ -94,6 +94,9 @@ pub(super) async fn record(State(api): State<Arc<ApiState>>, mut request: Reques
         correlation_id,
         text(request.headers(), &TRACEPARENT).as_deref(),
     );
+    if let Some(Arrived(at)) = request.extensions().get() {
+        record.note_arrival(*at);
+    }
     request.extensions_mut().insert(record.clone());
     let response = next.run(request).await;
     if let Some(Refused(reason)) = response.extensions().get() {

@@ -27,6 +27,10 @@ const PROCESS_TIME: HeaderName = HeaderName::from_static("x-process-time");
 /// Seconds for which a browser may remember a preflight's answer.
 const PREFLIGHT_SECONDS: HeaderValue = HeaderValue::from_static("600");
 
+/// When the request's head was here.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Arrived(pub(super) Instant);
+
 /// Marks the answer to a browser's preflight.
 #[derive(Debug, Clone, Copy)]
 struct Preflight;
@@ -39,6 +43,7 @@ pub(super) async fn mark(mut request: Request, next: Next) -> Response {
         HeaderValue::from_str(&Uuid::new_v4().to_string()).expect("a UUID is a header value")
     });
     request.headers_mut().insert(REQUEST_ID, id.clone());
+    request.extensions_mut().insert(Arrived(started));
     let mut response = next.run(request).await;
     if response.status() != StatusCode::INTERNAL_SERVER_ERROR
         && response.extensions().get::<Preflight>().is_none()

@@ -28,6 +28,7 @@ use uuid::Uuid;
 use super::continuation::Received;
 use crate::admission::Place;
 use crate::audit::OpenRecord;
+use crate::metrics::Stages;
 use crate::request::{ExchangeError, ReplyEvent, RoutedRequest, Work};
 use endings::{Ending, Unwritten, cut_off};
 use frames::Held;
@@ -50,6 +51,8 @@ pub struct InFlight {
     pub task: Task,
     /// Accepted at.
     pub accepted: Instant,
+    /// Had a place in line at.
+    placed: Instant,
     /// Nothing sent by then: expired.
     pub first_byte_by: Instant,
     /// Not over by then: cut off.
@@ -89,8 +92,12 @@ pub struct State {
     attempt: Attempt,
     /// The claim that began the attempt: its asker gets the same answer again.
     claimed_by: Option<ClaimRequest>,
+    /// When NATS had stored it, or a claim showed that it has.
+    stored: Option<Instant>,
     first_claim: Option<Instant>,
     first_frame: Option<Instant>,
+    /// When the first piece of the answer came, until the client's side has it.
+    untaken: Option<Instant>,
     heard: Instant,
     next_frame: u32,
     held: Held,
@@ -146,14 +153,17 @@ pub struct Todo {
 }
 
 impl InFlight {
-    /// A request about to be published for the first time.
+    /// A request about to be published for the first time, `accepted` a while ago and `placed` in line now.
     #[must_use]
-    pub fn new(task: Task, rules: Rules, place: Place, accepted: Instant) -> Self {
+    pub fn new(task: Task, rules: Rules, place: Place, accepted: Instant, placed: Instant) -> Self {
+        let admit = placed.saturating_duration_since(accepted);
+        task.record.stages().admit.observe(admit.as_secs_f64());
         let feature = &task.routed.feature;
         Self {
             request_id: task.record.request_id(),
             lane: feature.lane,
             accepted,
+            placed,
             first_byte_by: accepted + Duration::from_millis(feature.first_byte_within_ms),
             end_by: accepted + Duration::from_millis(feature.end_within_ms),
             task,
@@ -164,8 +174,10 @@ impl InFlight {
                 sequence: None,
                 attempt: Attempt::default(),
                 claimed_by: None,
+                stored: None,
                 first_claim: None,
                 first_frame: None,
+                untaken: None,
                 heard: accepted,
                 next_frame: 0,
                 held: Held::default(),
@@ -196,9 +208,10 @@ impl InFlight {
     /// NATS has stored publication `publication` at `sequence`. Where the
     /// request has ended in the meantime, the message is to be deleted.
     #[must_use]
-    pub fn stored(&self, publication: u32, sequence: u64) -> Todo {
+    pub fn stored(&self, publication: u32, sequence: u64, now: Instant) -> Todo {
         let mut state = self.state();
         if state.publication == publication {
+            self.note_stored(&mut state, now);
             state.sequence = Some(sequence);
         }
         if let Some(place) = &mut state.place {
@@ -209,6 +222,15 @@ impl InFlight {
             delete: left_behind.then_some(sequence),
             ..Todo::default()
         }
+    }
+
+    /// NATS has it at the latest now; says since when.
+    fn note_stored(&self, state: &mut State, now: Instant) -> Instant {
+        *state.stored.get_or_insert_with(|| {
+            let publish = now.saturating_duration_since(self.placed);
+            self.task.record.stages().publish.observe(publish.as_secs_f64());
+            now
+        })
     }
 
     /// Where its message is, as far as is known, and whether no worker is on it.
@@ -279,7 +301,11 @@ impl InFlight {
         state.story.begins(number, claim, now);
         state.claimed_by = Some(claim.clone());
         state.last_answer = None;
-        state.first_claim.get_or_insert(now);
+        if state.first_claim.is_none() {
+            let wait = now.saturating_duration_since(self.note_stored(&mut state, now));
+            self.task.record.stages().wait.observe(wait.as_secs_f64());
+            state.first_claim = Some(now);
+        }
         if let Some(place) = &mut state.place {
             place.claimed(now);
         }
@@ -325,6 +351,10 @@ impl InFlight {
     pub(crate) fn poll(&self) -> Option<Option<Result<ReplyEvent, ExchangeError>>> {
         let mut state = self.state();
         if let Some(event) = state.waiting.pop_front() {
+            if let Some(came) = state.untaken.take() {
+                let reply = came.elapsed().as_secs_f64();
+                self.task.record.stages().reply.observe(reply);
+            }
             if let ReplyEvent::Chunks(chunks) = &event {
                 state.waiting_bytes -= chunks.len();
             }
@@ -419,9 +449,14 @@ impl State {
     }
 
     /// Something of the answer is there; for the first time, that is noted.
-    fn first_byte(&mut self, now: Instant) {
+    fn first_byte(&mut self, stages: &Stages, now: Instant) {
         if self.first_frame.is_none() {
             self.first_frame = Some(now);
+            self.untaken = Some(now);
+            if let Some(claimed) = self.first_claim {
+                let work = now.saturating_duration_since(claimed);
+                stages.work.observe(work.as_secs_f64());
+            }
             if let Some(place) = self.place.as_ref().filter(|_| self.attempt.number == 1) {
                 place.first_byte(now);
             }

@@ -134,7 +134,7 @@ impl Dispatch {
             routed: out.routed.clone(),
             work: out.work,
         };
-        let inflight = Arc::new(InFlight::new(task, rules, out.place, accepted));
+        let inflight = Arc::new(InFlight::new(task, rules, out.place, accepted, Instant::now()));
         let admitted = out.record.admit();
         self.keep(&inflight);
         let reply = Reply {
@@ -231,7 +231,7 @@ impl Dispatch {
             note(&self.0.queue_stores, &stored);
             match stored {
                 Ok(sequence) => {
-                    let todo = inflight.stored(1, sequence);
+                    let todo = inflight.stored(1, sequence, Instant::now());
                     self.follow_up(inflight, todo);
                     return Ok(());
                 }
@@ -342,7 +342,7 @@ impl Dispatch {
         let by = Instant::now() + PATIENCE;
         match self.persist(&subject, &message, by, None).await {
             Ok(sequence) => {
-                let todo = inflight.stored(publication, sequence);
+                let todo = inflight.stored(publication, sequence, Instant::now());
                 self.follow_up(inflight, todo);
                 self.0.metrics.republished.inc();
             }
@@ -399,7 +399,7 @@ impl Drop for Unanswered<'_> {
         runtime.spawn(async move {
             // Without an answer the claim finds nobody, and the worker removes the message.
             if let Ok(sequence) = publish::stored(&mut pending, ACK_TIMEOUT).await {
-                let todo = inflight.stored(1, sequence);
+                let todo = inflight.stored(1, sequence, Instant::now());
                 dispatch.follow_up(&inflight, todo);
             }
         });

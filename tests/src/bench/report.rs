@@ -12,6 +12,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::cpu::Usage;
 use super::load::Measured;
+use super::stages::StagesRow;
 
 /// Where latencies lie, in microseconds. From all samples, not from buckets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -125,6 +126,8 @@ pub struct Report {
     pub model_server: serde_json::Value,
     /// The results of `hop` and `throughput`.
     pub rows: Vec<Row>,
+    /// Where the time of a hop goes.
+    pub stages: Vec<StagesRow>,
     /// Those of `streams`.
     pub streams: Vec<StreamsRow>,
 }

@@ -101,6 +101,15 @@ impl Servers {
             .collect()
     }
 
+    /// The text at an address.
+    ///
+    /// # Errors
+    /// It does not answer, or refuses.
+    pub async fn text(&self, url: &Url) -> reqwest::Result<String> {
+        let answer = self.http.get(url.clone()).send().await?;
+        answer.error_for_status()?.text().await
+    }
+
     /// Changes settings of the simulated model server.
     ///
     /// # Errors

@@ -157,7 +157,7 @@ impl InFlight {
         if chunks.is_empty() {
             return Todo::default();
         }
-        state.first_byte(now);
+        state.first_byte(self.task.record.stages(), now);
         state.waiting_bytes += chunks.len();
         // A piece that is too big by itself is not the reader's fault.
         if state.waiting_bytes > CLIENT_BUFFER && !state.waiting.is_empty() {
@@ -182,7 +182,7 @@ impl InFlight {
         } else {
             body
         };
-        state.first_byte(now);
+        state.first_byte(self.task.record.stages(), now);
         state.attempt.alive = false;
         if let Some(place) = state.place.take() {
             place.served(now);

@@ -91,8 +91,9 @@ impl Bench {
             },
             place,
             start,
+            start,
         );
-        assert_eq!(inflight.stored(1, 10), Todo::default());
+        assert_eq!(inflight.stored(1, 10, start), Todo::default());
         Self {
             inflight,
             metrics,
@@ -489,7 +490,7 @@ fn a_lost_message_is_published_again_once_and_its_old_copy_is_gone() {
     assert_eq!(publication, 2);
     assert_eq!(todo.cancel, Some(("w".into(), CancelReason::Replaced)));
     assert_eq!(bench.inflight.next_publication(10, late), None);
-    assert_eq!(bench.inflight.stored(2, 11), Todo::default());
+    assert_eq!(bench.inflight.stored(2, 11, bench.start), Todo::default());
     assert_eq!(
         bench.claim(2, "w", LEASE * 2),
         ClaimReply::Gone,
@@ -598,8 +599,11 @@ fn a_message_stored_after_the_end_is_deleted() {
     let late = bench.start + LEASE * 2;
     let (publication, _) = bench.inflight.next_publication(10, late).expect("it is gone");
     assert_eq!(bench.inflight.stop(Stop::ClientGone, late).delete, None);
-    assert_eq!(bench.inflight.stored(publication, 12).delete, Some(12));
-    assert_eq!(bench.inflight.stored(publication, 12).delete, None);
+    assert_eq!(
+        bench.inflight.stored(publication, 12, bench.start).delete,
+        Some(12)
+    );
+    assert_eq!(bench.inflight.stored(publication, 12, bench.start).delete, None);
 }
 
 #[test]
@@ -699,4 +703,24 @@ fn a_server_that_may_be_starting_gets_longer() {
     };
     assert_eq!(stop(9), None);
     assert_eq!(stop(11), Some(Stop::NoTaker));
+}
+
+#[test]
+fn each_stage_is_counted_once_and_on_the_brokers_clock() {
+    let bench = Bench::new(true);
+    let stages = &bench.metrics.stages;
+    bench.claim(1, "w", Duration::from_millis(30));
+    bench.claim(1, "w", Duration::from_millis(40));
+    bench.frame(1, 0, FrameKind::Chunk(Bytes::from_static(b"{}")));
+    bench.frame(1, 1, FrameKind::Chunk(Bytes::from_static(b"{}")));
+    assert!(bench.inflight.poll().is_some() && bench.inflight.poll().is_some());
+    let all = [
+        &stages.admit,
+        &stages.publish,
+        &stages.wait,
+        &stages.work,
+        &stages.reply,
+    ];
+    assert_eq!(all.map(|stage| stage.get_sample_count()), [1; 5]);
+    assert_eq!(stages.wait.get_sample_sum(), 0.03);
 }

@@ -1,5 +1,6 @@
 //! The results as tables.
 
+use super::super::stages::StagesRow;
 use super::{Machine, Report, Row, Spread, StreamsRow, per_answer};
 use crate::table;
 
@@ -19,6 +20,14 @@ impl Report {
                 "hop: one request at a time, in milliseconds".to_owned(),
             ]);
             lines.extend(self.hop(&rows("hop").collect::<Vec<_>>()));
+        }
+        if !self.stages.is_empty() {
+            lines.extend([
+                String::new(),
+                "hop: its stages, to the first data of the answer; means and medians in milliseconds"
+                    .to_owned(),
+            ]);
+            lines.extend(stages(&self.stages));
         }
         let mut levels: Vec<_> = rows("throughput").map(|row| row.concurrency).collect();
         levels.dedup();
@@ -130,6 +139,38 @@ impl Report {
             &cells,
         )
     }
+}
+
+fn stages(rows: &[StagesRow]) -> Vec<String> {
+    let mut headings = vec!["STAGE".to_owned()];
+    let mut columns = Vec::new();
+    for row in rows {
+        headings.extend(["MEAN", "P50"].map(|what| format!("{} {what}", row.request.to_uppercase())));
+        let mut column = row.stages.clone();
+        column.extend([row.sum(), row.left(), row.client, row.direct, row.added()]);
+        columns.push(column);
+    }
+    let Some(first) = columns.first() else {
+        return Vec::new();
+    };
+    let line = |(index, name): (usize, &str)| {
+        let cells = columns.iter().flat_map(|column| {
+            let stage = column[index];
+            [milliseconds(stage.mean_us), milliseconds(stage.p50_us)]
+        });
+        std::iter::once(name.to_owned()).chain(cells).collect()
+    };
+    let cells: Vec<_> = first
+        .iter()
+        .map(|stage| stage.name)
+        .enumerate()
+        .map(line)
+        .collect();
+    table::lines(
+        2,
+        &headings.iter().map(String::as_str).collect::<Vec<_>>(),
+        &cells,
+    )
 }
 
 fn throughput(rows: &[&Row]) -> Vec<String> {

@@ -714,7 +714,7 @@ impl World {
             return;
         }
         let before = state(self);
-        let todo = self.bench.inflight.stored(publication, sequence);
+        let todo = self.bench.inflight.stored(publication, sequence, self.now);
         assert_eq!(todo, Todo::default());
         assert_eq!(state(self), before, "an older publication changes nothing");
     }
@@ -735,7 +735,9 @@ impl World {
             self.deliveries = 0;
             self.message = Some((publication, sequence));
         }
-        self.turn(false, |inflight, _| ((), inflight.stored(publication, sequence)));
+        self.turn(false, |inflight, now| {
+            ((), inflight.stored(publication, sequence, now))
+        });
     }
 
     fn step(&mut self, op: Op) {
