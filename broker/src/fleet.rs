@@ -165,7 +165,8 @@ impl Fleet {
         fresh.map(|seen| seen.presence.clone()).collect()
     }
 
-    pub(crate) fn put(&self, presence: Presence, revision: u64) {
+    /// Takes a worker's presence as of now, unless it is known under that revision of the bucket.
+    pub fn put(&self, presence: Presence, revision: u64) {
         let mut workers = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         let known = workers.present.get(&presence.worker);
         if known.is_some_and(|known| known.revision == revision) {
