@@ -4,13 +4,15 @@
 //! answer finds nobody; the subscriptions stand from the start. What a turn of
 //! a request needs from NATS besides (orders, deletes) goes through [`chores`].
 
+pub mod bundles;
 pub mod chores;
-pub mod claims;
+mod claims;
 mod continuation;
 pub mod dead;
 pub mod inflight;
 pub mod publish;
-pub mod replies;
+pub mod questions;
+mod replies;
 pub mod send;
 pub mod storing;
 pub mod supersede;

@@ -27,7 +27,7 @@ use crate::audit::{AuditLog, sink, sweeper, writer};
 use crate::auth::{AuthConfig, Authenticator};
 use crate::config::{Config, QueueConfig};
 use crate::dispatch::storing::{self, Storing};
-use crate::dispatch::{self, Dispatch, Parts, chores, claims, dead, replies, supersede, watch};
+use crate::dispatch::{Dispatch, Parts, bundles, chores, dead, questions, supersede, watch};
 use crate::exchange::Exchange;
 use crate::fleet::{self, Fleet};
 use crate::identity;
@@ -343,11 +343,11 @@ fn is_final(error: &topology::TopologyError) -> bool {
 }
 
 async fn spawn_dispatch(dispatch: &Dispatch, records: &sink::AuditSink) -> anyhow::Result<()> {
-    let replies = dispatch::replies::subscribe(dispatch).await?;
-    let claims = claims::subscribe(dispatch).await?;
+    let bundles = bundles::subscribe(dispatch).await?;
+    let questions = questions::subscribe(dispatch).await?;
     let superseded = supersede::subscribe(dispatch).await?;
-    tokio::spawn(replies::run(dispatch.clone(), records.clone(), replies));
-    tokio::spawn(claims::run(dispatch.clone(), claims));
+    tokio::spawn(bundles::run(dispatch.clone(), bundles));
+    tokio::spawn(questions::run(dispatch.clone(), records.clone(), questions));
     tokio::spawn(supersede::run(dispatch.clone(), superseded));
     tokio::spawn(watch::deadlines(dispatch.clone()));
     tokio::spawn(watch::lost(dispatch.clone()));

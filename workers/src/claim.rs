@@ -1,9 +1,10 @@
 //! Asks a request's owner whether to work on a delivery.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use duo_contract::bundle::Kind;
 use duo_contract::claim::{ClaimReply, ClaimRequest};
-use duo_contract::subject;
 use duo_process::nats::RequestError;
 use duo_process::retry::RetryPolicy;
 use tokio::time::Instant;
@@ -24,15 +25,16 @@ const PAUSE_CAP: Duration = Duration::from_millis(500);
 /// means nothing. What other jobs have heard of the owner counts too.
 pub async fn ask(
     worker: &Worker,
-    owner: &str,
+    owner: &Arc<str>,
     request: &ClaimRequest,
     lease: Duration,
     end_by: Instant,
 ) -> ClaimReply {
     let policy = RetryPolicy::try_new(PAUSE_BASE, PAUSE_CAP, u32::MAX).expect("valid constants");
-    let subject = subject::claims(owner);
     let question = request.encode();
-    let Worker { nats, owners, .. } = worker;
+    let Worker {
+        nats, outbox, owners, ..
+    } = worker;
     for attempt in 1.. {
         let connection = nats.connections().borrow().count;
         let timeout = if owners.silent_for(owner, lease) >= lease {
@@ -40,17 +42,19 @@ pub async fn ask(
         } else {
             ANSWER_TIMEOUT
         };
-        let answer = nats.request(subject.clone(), question.clone(), timeout).await;
-        match answer.map(|message| ClaimReply::decode(&message.payload)) {
+        let answer = outbox
+            .ask(owner, Kind::Claim, request.request_id, question.clone(), timeout)
+            .await;
+        match answer.map(|payload| ClaimReply::decode(&payload)) {
             Ok(Ok(reply)) => {
                 owners.answered(owner);
                 return reply;
             }
             Ok(Err(error)) => {
-                tracing::error!(%error, owner, "the owner's answer to a claim does not parse");
+                tracing::error!(%error, %owner, "the owner's answer to a claim does not parse");
             }
             Err(RequestError::Closed | RequestError::TooLarge) => break,
-            Err(error) => tracing::debug!(%error, owner, "a claim has no answer yet"),
+            Err(error) => tracing::debug!(%error, %owner, "a claim has no answer yet"),
         }
         let give_up = if nats.is_up() {
             owners.unanswered(owner, connection, lease) + lease
@@ -63,6 +67,6 @@ pub async fn ask(
             None => break,
         }
     }
-    tracing::info!(request_id = %request.request_id, owner, "the owner is gone; its request is removed");
+    tracing::info!(request_id = %request.request_id, %owner, "the owner is gone; its request is removed");
     ClaimReply::Gone
 }

@@ -83,9 +83,10 @@ impl Job {
         let RequestEnvelope { head, body } = envelope;
         count(&worker, &head, ack);
         let metrics = &worker.metrics;
+        let owner: Arc<str> = head.owner.as_str().into();
         let reply = Reply::new(
-            worker.nats.clone(),
-            &head.owner,
+            Arc::clone(&worker.outbox),
+            Arc::clone(&owner),
             head.request_id,
             metrics.frames.clone(),
             metrics.frames_resent.clone(),
@@ -98,6 +99,7 @@ impl Job {
             worker: &worker,
             server: &server,
             head: &head,
+            owner: &owner,
             ack,
             reply: &running.reply,
             job: Uuid::new_v4(),
@@ -165,6 +167,7 @@ struct Attempt<'a> {
     worker: &'a Worker,
     server: &'a ModelServer,
     head: &'a Head,
+    owner: &'a Arc<str>,
     ack: Ack,
     reply: &'a Reply,
     /// Tells it from another job that was given the same delivery.
@@ -247,7 +250,7 @@ impl Attempt<'_> {
             server: Some(self.server.name.to_string()),
         };
         let end_by = instant(self.head.end_by_ms);
-        let verdict = claim::ask(self.worker, &self.head.owner, &request, lease(self.head), end_by).await;
+        let verdict = claim::ask(self.worker, self.owner, &request, lease(self.head), end_by).await;
         if let ClaimReply::Proceed { attempt } | ClaimReply::Continue { attempt, .. } = &verdict {
             self.allowance.grant(*attempt);
             let granted = *self.granted.get_or_init(Instant::now);

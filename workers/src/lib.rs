@@ -17,6 +17,7 @@ pub mod job;
 pub mod lanes;
 pub mod metrics;
 pub mod model_server;
+pub mod outbox;
 pub mod outcome;
 pub mod owners;
 pub mod presence;

@@ -1,18 +1,19 @@
-//! Numbered frames to the reply subject, kept until the owner has the last.
+//! Numbered frames to the owner, kept until the owner has the last.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use duo_contract::bundle::Kind;
 use duo_contract::frame::{FrameAnswer, FrameKind, ReplyFrame};
-use duo_contract::subject;
-use duo_process::nats::{Nats, RequestError};
+use duo_process::nats::RequestError;
 use duo_process::retry::RetryPolicy;
 use prometheus::IntCounter;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::model_server::openai::Lines;
+use crate::outbox::Outbox;
 
 /// How long the owner may take to answer a last frame.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -49,8 +50,9 @@ pub enum Ended {
 /// The frames of one delivery's answer.
 #[derive(Debug)]
 pub struct Reply {
-    nats: Nats,
-    subject: async_nats::Subject,
+    outbox: Arc<Outbox>,
+    owner: Arc<str>,
+    request: Uuid,
     kept: Mutex<Kept>,
     sent: IntCounter,
     resent: IntCounter,
@@ -67,10 +69,17 @@ struct Kept {
 impl Reply {
     /// A reply that waits for its attempt.
     #[must_use]
-    pub fn new(nats: Nats, owner: &str, request: Uuid, sent: IntCounter, resent: IntCounter) -> Self {
+    pub fn new(
+        outbox: Arc<Outbox>,
+        owner: Arc<str>,
+        request: Uuid,
+        sent: IntCounter,
+        resent: IntCounter,
+    ) -> Self {
         Self {
-            nats,
-            subject: subject::reply(owner, request).into(),
+            outbox,
+            owner,
+            request,
             kept: Mutex::new(Kept {
                 attempt: None,
                 frames: Vec::new(),
@@ -134,13 +143,10 @@ impl Reply {
                 kind: FrameKind::Heartbeat,
             }
         };
-        let answer = self
-            .nats
-            .request(self.subject.clone(), probe.encode(), timeout)
-            .await;
-        Some(answer.map(|message| {
+        let answer = self.ask(probe.encode(), timeout).await;
+        Some(answer.map(|payload| {
             // What does not parse says at least that somebody is there.
-            FrameAnswer::decode(&message.payload).unwrap_or(FrameAnswer::Confirmed)
+            FrameAnswer::decode(&payload).unwrap_or(FrameAnswer::Confirmed)
         }))
     }
 
@@ -191,11 +197,8 @@ impl Reply {
         self.sent.inc();
         let (mut rounds, mut silences) = (0, 0);
         loop {
-            let answer = self
-                .nats
-                .request(self.subject.clone(), frame.clone(), ANSWER_TIMEOUT)
-                .await;
-            match answer.map(|message| FrameAnswer::decode(&message.payload)) {
+            let answer = self.ask(frame.clone(), ANSWER_TIMEOUT).await;
+            match answer.map(|payload| FrameAnswer::decode(&payload)) {
                 Ok(Ok(FrameAnswer::Confirmed)) => return Ok(Ended::Confirmed),
                 Ok(Ok(FrameAnswer::HandBack { delay_ms })) => {
                     return Ok(Ended::HandBack(Duration::from_millis(delay_ms)));
@@ -219,7 +222,7 @@ impl Reply {
                 Err(error) => tracing::debug!(%error, "a last frame has no answer yet"),
             }
             silences += 1;
-            if !self.nats.is_up() {
+            if !self.outbox.is_up() {
                 give_up = end_by.min(Instant::now() + lease);
             }
             let left = give_up.saturating_duration_since(Instant::now());
@@ -253,11 +256,17 @@ impl Reply {
 
     async fn publish(&self, frame: Bytes) -> Result<(), ReplyError> {
         self.sent.inc();
-        let published = self.nats.client().publish(self.subject.clone(), frame).await;
-        published.map_err(|error| match error.kind() {
-            async_nats::client::PublishErrorKind::MaxPayloadExceeded => ReplyError::TooLarge,
+        let told = self.outbox.tell(&self.owner, self.request, frame).await;
+        told.map_err(|error| match error {
+            RequestError::TooLarge => ReplyError::TooLarge,
             _ => ReplyError::Closed,
         })
+    }
+
+    async fn ask(&self, frame: Bytes, timeout: Duration) -> Result<Bytes, RequestError> {
+        self.outbox
+            .ask(&self.owner, Kind::Frame, self.request, frame, timeout)
+            .await
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {

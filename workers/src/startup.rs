@@ -13,6 +13,7 @@ use prometheus::Registry;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::model_server::ModelServer;
+use crate::outbox::Outbox;
 use crate::owners::Owners;
 use crate::running::Running;
 
@@ -26,6 +27,8 @@ pub struct Worker {
     pub name: String,
     /// The connection to NATS.
     pub nats: Nats,
+    /// The way to the owners of its requests.
+    pub outbox: Arc<Outbox>,
     /// The keys that open bodies.
     pub keys: SealKeys,
     /// The model servers beside it.
@@ -68,6 +71,7 @@ pub async fn build(config: Config) -> anyhow::Result<Arc<Worker>> {
     let readiness = Readiness::new();
     Ok(Arc::new(Worker {
         name: config.worker,
+        outbox: Arc::new(Outbox::open(nats.clone())),
         nats,
         keys: config.seal_keys,
         servers,

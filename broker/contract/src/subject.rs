@@ -91,33 +91,33 @@ pub fn probe(broker: &str) -> String {
     format!("duo.requests.probe.{broker}")
 }
 
-/// Reply subject of one request, held by one broker.
+/// Where a broker hears what workers say of its live requests, claims and frames, in [`crate::bundle`]s.
 #[must_use]
-pub fn reply(broker: &str, request: Uuid) -> String {
-    format!("duo.replies.{broker}.{}", request.simple())
+pub fn bundles(broker: &str) -> String {
+    format!("duo.bundles.{broker}")
 }
 
-/// Every reply of one broker.
+/// Where the owner of one request is asked whether it knows it ([`crate::frame::ReplyFrame::question`]).
 #[must_use]
-pub fn replies_of(broker: &str) -> String {
-    format!("duo.replies.{broker}.*")
+pub fn question(broker: &str, request: Uuid) -> String {
+    format!("duo.questions.{broker}.{}", request.simple())
 }
 
-/// The request a reply subject belongs to.
+/// Every such question to one broker.
 #[must_use]
-pub fn request_of_reply(subject: &str) -> Option<Uuid> {
-    let mut tokens = subject.strip_prefix("duo.replies.")?.split('.');
+pub fn questions_of(broker: &str) -> String {
+    format!("duo.questions.{broker}.*")
+}
+
+/// The request a question is about.
+#[must_use]
+pub fn request_of_question(subject: &str) -> Option<Uuid> {
+    let mut tokens = subject.strip_prefix("duo.questions.")?.split('.');
     let (_broker, request) = (tokens.next()?, tokens.next()?);
     if tokens.next().is_some() {
         return None;
     }
     Uuid::try_parse(request).ok()
-}
-
-/// Where a broker answers claims for its live requests.
-#[must_use]
-pub fn claims(broker: &str) -> String {
-    format!("duo.claims.{broker}")
 }
 
 /// Where any broker answers claims for jobs.
@@ -178,12 +178,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reply_subject_names_its_request() {
+    fn a_questions_subject_names_its_request() {
         let id = Uuid::now_v7();
-        let subject = reply("b1", id);
-        assert_eq!(request_of_reply(&subject), Some(id));
-        assert_eq!(request_of_reply("duo.replies.b1.x"), None);
-        assert_eq!(request_of_reply(&format!("{subject}.more")), None);
+        let subject = question("b1", id);
+        assert_eq!(request_of_question(&subject), Some(id));
+        assert_eq!(request_of_question("duo.questions.b1.x"), None);
+        assert_eq!(request_of_question(&format!("{subject}.more")), None);
     }
 
     #[test]

@@ -2,52 +2,13 @@
 
 use std::time::Instant;
 
-use async_nats::Subscriber;
 use duo_contract::claim::{ClaimReply, ClaimRequest};
-use duo_contract::subject;
-use futures_util::StreamExt as _;
 
 use super::Dispatch;
 
-/// Subscribes to this broker's claims.
-///
-/// # Errors
-/// The connection is closed for good.
-pub async fn subscribe(dispatch: &Dispatch) -> Result<Subscriber, async_nats::SubscribeError> {
-    dispatch
-        .0
-        .nats
-        .client()
-        .subscribe(subject::claims(&dispatch.0.broker))
-        .await
-}
-
-/// Answers claims until the connection is closed for good.
-pub async fn run(dispatch: Dispatch, mut claims: Subscriber) {
-    while let Some(message) = claims.next().await {
-        let Some(reply) = message.reply else { continue };
-        let answer = match ClaimRequest::decode(&message.payload) {
-            Ok(claim) => dispatch.answer(&claim),
-            Err(error) => {
-                tracing::warn!(error = %error, "a claim does not parse; is a worker newer than this broker?");
-                continue;
-            }
-        };
-        if dispatch
-            .0
-            .nats
-            .client()
-            .publish(reply, answer.encode())
-            .await
-            .is_err()
-        {
-            return;
-        }
-    }
-}
-
 impl Dispatch {
-    fn answer(&self, claim: &ClaimRequest) -> ClaimReply {
+    /// The answer to a claim, for the same job always the same.
+    pub(super) fn claimed(&self, claim: &ClaimRequest) -> ClaimReply {
         let metrics = &self.0.metrics;
         if claim.delivery > 1 {
             metrics.redeliveries.inc();

@@ -1,87 +1,19 @@
-//! Reply frames to the requests they belong to: order, gaps, last frames. And
-//! the sweepers' questions whether a request is known here at all.
+//! Reply frames to the requests they belong to: order, gaps, last frames.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use async_nats::{Message, Subscriber};
+use bytes::Bytes;
 use duo_contract::failure::FailureKind;
 use duo_contract::frame::{FrameAnswer, FrameKind, ReplyFrame};
-use duo_contract::subject;
-use futures_util::StreamExt as _;
+use uuid::Uuid;
 
 use super::Dispatch;
-use crate::audit::sink::AuditSink;
-
-/// An owner that has forgotten a request may take this long to hand over the terminal record.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Subscribes to every reply of this broker.
-///
-/// # Errors
-/// The connection is closed for good.
-pub async fn subscribe(dispatch: &Dispatch) -> Result<Subscriber, async_nats::SubscribeError> {
-    dispatch
-        .0
-        .nats
-        .client()
-        .subscribe(subject::replies_of(&dispatch.0.broker))
-        .await
-}
-
-/// Hands frames on until the connection is closed for good.
-pub async fn run(dispatch: Dispatch, records: AuditSink, mut replies: Subscriber) {
-    while let Some(message) = replies.next().await {
-        if is_question(&message) {
-            dispatch.answer_question(message, &records);
-            continue;
-        }
-        let answer = dispatch.take(&message);
-        if let (Some(reply), Some(answer)) = (message.reply, answer)
-            && dispatch
-                .0
-                .nats
-                .client()
-                .publish(reply, answer.encode())
-                .await
-                .is_err()
-        {
-            return;
-        }
-    }
-}
-
-/// A heartbeat is short; anything longer is not decoded twice.
-fn is_question(message: &Message) -> bool {
-    const HEARTBEAT_BYTES: usize = 10;
-    message.payload.len() == HEARTBEAT_BYTES
-        && ReplyFrame::decode(&message.payload).is_ok_and(|frame| frame.is_question())
-}
 
 impl Dispatch {
-    /// Answers whether a request is open here. For one that is not, NATS has to have its terminal record first:
-    /// whoever asks takes `Stale` to mean that there is none.
-    fn answer_question(&self, message: Message, records: &AuditSink) {
-        let (Some(request), Some(reply)) = (subject::request_of_reply(&message.subject), message.reply)
-        else {
-            return;
-        };
-        let known = self.find(request).is_some();
-        let (nats, records) = (self.0.nats.clone(), records.clone());
-        tokio::spawn(async move {
-            let answer = if known || !records.flushed(FLUSH_TIMEOUT).await {
-                FrameAnswer::Confirmed
-            } else {
-                FrameAnswer::Stale
-            };
-            // A failure means that the connection is gone; the question comes again.
-            let _ = nats.client().publish(reply, answer.encode()).await;
-        });
-    }
-
-    fn take(&self, message: &Message) -> Option<FrameAnswer> {
+    /// Hands a frame to its request; the answer, should the worker want one.
+    pub(super) fn framed(&self, request: Uuid, payload: &Bytes) -> Option<FrameAnswer> {
         let metrics = &self.0.metrics;
-        let request = subject::request_of_reply(&message.subject)?;
-        let frame = match ReplyFrame::decode(&message.payload) {
+        let frame = match ReplyFrame::decode(payload) {
             Ok(frame) => frame,
             Err(error) => {
                 metrics.frames_dropped.with_label_values(&["unreadable"]).inc();

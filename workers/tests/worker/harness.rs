@@ -10,6 +10,7 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::{consumer, stream};
 use bytes::Bytes;
+use duo_contract::bundle::{self, Answer, Kind};
 use duo_contract::claim::{ClaimReply, ClaimRequest};
 use duo_contract::envelope::{Endpoint, Head, RequestEnvelope};
 use duo_contract::frame::{FrameAnswer, FrameKind, ReplyFrame};
@@ -360,12 +361,8 @@ pub(crate) struct Owner {
 impl Owner {
     async fn start(client: &async_nats::Client) -> Self {
         let name = format!("b-{:x}", rand::random::<u32>());
-        let mut claims_in = client
-            .subscribe(subject::claims(&name))
-            .await
-            .expect("subscribes");
-        let mut frames_in = client
-            .subscribe(subject::replies_of(&name))
+        let mut bundles = client
+            .subscribe(subject::bundles(&name))
             .await
             .expect("subscribes");
         client.flush().await.expect("flushes");
@@ -376,30 +373,38 @@ impl Owner {
         let answering = client.clone();
         tokio::spawn(async move {
             let mut attempt = 0;
-            while let Some(message) = claims_in.next().await {
-                claims_out
-                    .send(ClaimRequest::decode(&message.payload).expect("a claim"))
-                    .await
-                    .expect("room");
-                let answer = answers_in.try_recv().unwrap_or_else(|_| {
-                    attempt += 1;
-                    ClaimReply::Proceed { attempt }
-                });
-                let reply = message.reply.expect("a reply subject");
-                answering.publish(reply, answer.encode()).await.expect("sent");
-            }
-        });
-        let answering = client.clone();
-        tokio::spawn(async move {
-            while let Some(message) = frames_in.next().await {
-                let frame = ReplyFrame::decode(&message.payload).expect("a frame");
-                let last = frame.is_last();
-                frames_out.send(frame).await.expect("room");
-                // Last frames and heartbeats ask; a last frame that is sent again among the missing ones does not.
+            while let Some(message) = bundles.next().await {
+                let mut said = Vec::new();
+                for entry in bundle::decode(&message.payload).expect("a bundle") {
+                    let answer = match entry.kind {
+                        Kind::Claim => {
+                            let claim = ClaimRequest::decode(&entry.payload).expect("a claim");
+                            claims_out.send(claim).await.expect("room");
+                            let answer = answers_in.try_recv().unwrap_or_else(|_| {
+                                attempt += 1;
+                                ClaimReply::Proceed { attempt }
+                            });
+                            answer.encode()
+                        }
+                        Kind::Frame => {
+                            let frame = ReplyFrame::decode(&entry.payload).expect("a frame");
+                            // A last frame that is sent again among the missing ones does not ask.
+                            let last = frame.is_last() && entry.token > 0;
+                            frames_out.send(frame).await.expect("room");
+                            let answer = last.then(|| last_answers_in.try_recv().ok()).flatten();
+                            answer.unwrap_or(FrameAnswer::Confirmed).encode()
+                        }
+                    };
+                    if entry.token > 0 {
+                        said.push(Answer {
+                            token: entry.token,
+                            payload: answer,
+                        });
+                    }
+                }
                 if let Some(reply) = message.reply {
-                    let said = last.then(|| last_answers_in.try_recv().ok()).flatten();
-                    let answer = said.unwrap_or(FrameAnswer::Confirmed);
-                    answering.publish(reply, answer.encode()).await.expect("sent");
+                    let answers = bundle::encode_answers(&said);
+                    answering.publish(reply, answers).await.expect("sent");
                 }
             }
         });

@@ -104,7 +104,7 @@ async fn ask(nats: Nats, owner: String, asked: Vec<Uuid>) -> Answers {
     };
     for &id in answers.asked.iter().take(QUESTIONS) {
         let question = ReplyFrame::question().encode();
-        let subject = subject::reply(&answers.owner, id);
+        let subject = subject::question(&answers.owner, id);
         match nats.request(subject, question, ANSWER_TIMEOUT).await {
             Ok(message) => {
                 answers.there = true;
