@@ -1,5 +1,6 @@
-//! Numbered frames to the owner, kept until the owner has the last.
+//! Numbered frames to the owner, kept until the owner says that it has them.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -62,8 +63,39 @@ pub struct Reply {
 struct Kept {
     /// The fencing token; without one no frame may leave.
     attempt: Option<u32>,
-    frames: Vec<Bytes>,
+    /// Frames that the owner has for sure and that are not kept.
+    arrived: u32,
+    /// The frames from there on.
+    frames: VecDeque<Bytes>,
     ended: bool,
+}
+
+impl Kept {
+    /// The number of the next frame.
+    fn next(&self) -> u32 {
+        let kept = u32::try_from(self.frames.len()).unwrap_or(u32::MAX);
+        self.arrived.saturating_add(kept)
+    }
+
+    /// The owner has all frames below this number.
+    fn forget_below(&mut self, number: u32) {
+        while self.arrived < number && self.frames.pop_front().is_some() {
+            self.arrived += 1;
+        }
+        self.frames.shrink_to(self.frames.len() * 2);
+    }
+
+    /// Frames that are kept, from one number up to another.
+    fn between(&self, from: u32, until: u32) -> Vec<Bytes> {
+        let index = |number: u32| usize::try_from(number.saturating_sub(self.arrived)).unwrap_or(usize::MAX);
+        let count = index(until).saturating_sub(index(from));
+        self.frames
+            .iter()
+            .skip(index(from))
+            .take(count)
+            .cloned()
+            .collect()
+    }
 }
 
 impl Reply {
@@ -82,7 +114,8 @@ impl Reply {
             request,
             kept: Mutex::new(Kept {
                 attempt: None,
-                frames: Vec::new(),
+                arrived: 0,
+                frames: VecDeque::new(),
                 ended: false,
             }),
             sent,
@@ -129,7 +162,8 @@ impl Reply {
         }
     }
 
-    /// Says that the attempt is at work, and asks the owner whether it is there and wants it to go on; `None` while there is nothing to ask.
+    /// Says that the attempt is at work, and asks the owner whether it is there and wants it to go on; `None` while there
+    /// is nothing to ask. Frames that the owner has are no longer kept.
     ///
     /// # Errors
     /// Nobody listens for the answer, or nothing came back in time.
@@ -139,14 +173,19 @@ impl Reply {
             let attempt = kept.attempt.filter(|_| !kept.ended)?;
             ReplyFrame {
                 attempt,
-                number: u32::try_from(kept.frames.len()).unwrap_or(u32::MAX),
+                number: kept.next(),
                 kind: FrameKind::Heartbeat,
             }
         };
         let answer = self.ask(probe.encode(), timeout).await;
-        Some(answer.map(|payload| {
-            // What does not parse says at least that somebody is there.
-            FrameAnswer::decode(&payload).unwrap_or(FrameAnswer::Confirmed)
+        Some(answer.map(|payload| match FrameAnswer::decode(&payload) {
+            Ok(FrameAnswer::Confirmed) => {
+                self.kept().forget_below(probe.number);
+                FrameAnswer::Confirmed
+            }
+            Ok(answer) => answer,
+            // It says at least that somebody is there.
+            Err(_) => FrameAnswer::Confirmed,
         }))
     }
 
@@ -157,16 +196,7 @@ impl Reply {
             if kept.attempt != Some(attempt) {
                 return;
             }
-            let index = |number: u32| {
-                usize::try_from(number)
-                    .unwrap_or(usize::MAX)
-                    .min(kept.frames.len())
-            };
-            let (from, until) = (index(from), index(until));
-            kept.frames
-                .get(from..until.max(from))
-                .unwrap_or_default()
-                .to_vec()
+            kept.between(from, until)
         };
         for frame in frames {
             self.resent.inc();
@@ -236,21 +266,21 @@ impl Reply {
     fn keep(&self, kind: FrameKind, last: bool) -> Option<Bytes> {
         let mut kept = self.kept();
         let attempt = kept.attempt?;
-        let number = u32::try_from(kept.frames.len()).unwrap_or(u32::MAX);
+        let number = kept.next();
         let frame = ReplyFrame {
             attempt,
             number,
             kind,
         }
         .encode();
-        kept.frames.push(frame.clone());
+        kept.frames.push_back(frame.clone());
         kept.ended = last;
         Some(frame)
     }
 
     fn take_back(&self) {
         let mut kept = self.kept();
-        kept.frames.pop();
+        kept.frames.pop_back();
         kept.ended = false;
     }
 
@@ -271,5 +301,30 @@ impl Reply {
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_owner_has_is_not_kept_and_the_rest_keeps_its_numbers() {
+        let frame = |number: u8| Bytes::from(vec![number]);
+        let mut kept = Kept {
+            attempt: Some(1),
+            arrived: 0,
+            frames: (0..6).map(frame).collect(),
+            ended: false,
+        };
+        kept.forget_below(4);
+        assert_eq!((kept.frames.len(), kept.next()), (2, 6));
+        assert_eq!(kept.between(3, 5), [frame(4)]);
+        assert_eq!(kept.between(4, 100), [frame(4), frame(5)]);
+        assert_eq!(kept.between(5, 4), [] as [Bytes; 0]);
+        // An answer that comes late says nothing new.
+        kept.forget_below(2);
+        kept.forget_below(9);
+        assert_eq!((kept.frames.len(), kept.next()), (0, 6));
     }
 }

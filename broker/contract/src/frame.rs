@@ -101,7 +101,8 @@ pub struct FailedAttempt {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "snake_case")]
 pub enum FrameAnswer {
-    /// All frames are here: remove the message.
+    /// All frames are here: after the last one, remove the message. After a heartbeat: all before the number it
+    /// carries, which need not be kept.
     Confirmed,
     /// Another attempt may do better: hand the delivery back.
     HandBack {

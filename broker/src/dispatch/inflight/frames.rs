@@ -78,7 +78,14 @@ impl InFlight {
         state.heard = now;
         if frame.kind == FrameKind::Heartbeat {
             // It carries the number of the next frame, so it shows a gap before a silence.
-            return (FrameAnswer::Confirmed, ask(&mut state, frame.number, now));
+            let answer = match frame.number > state.next_frame {
+                true => FrameAnswer::Missing {
+                    from: state.next_frame,
+                    until: frame.number,
+                },
+                false => FrameAnswer::Confirmed,
+            };
+            return (answer, ask(&mut state, frame.number, now));
         }
         if frame.number < state.next_frame {
             return (FrameAnswer::Confirmed, Todo::default());
