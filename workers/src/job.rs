@@ -108,27 +108,19 @@ impl Job {
             began,
             granted: OnceLock::new(),
         };
-        let work = AssertUnwindSafe(attempt.run(&body, slot)).catch_unwind();
         let outcome = async {
-            tokio::select! {
+            // Boxed, since the task would have room for it twice otherwise.
+            let mut work = Box::pin(AssertUnwindSafe(attempt.run(&body, slot)).catch_unwind());
+            let turn = tokio::select! {
                 biased;
-                stop = running.stopped() => match stop {
-                    Stop::HandBack => attempt.leave("the worker is stopping", Outcome::HandedBack(Duration::ZERO)).await,
-                    Stop::Cancelled(reason) => attempt.cancelled(reason).await,
-                },
+                stop = running.stopped() => Turn::Stopped(stop),
                 never = alive::keep(&worker, &ack_subject, lease(&head)) => match never {},
-                unwanted = alive::unwanted(&worker, &ack_subject, &running.reply, &head) => match unwanted {
-                    // The message is deleted or in a successor's hands; its next delivery would tell.
-                    Unwanted::Stale => Outcome::Superseded,
-                    Unwanted::Ownerless => Outcome::Gone,
-                    // It may be frozen: when it thaws, it reads this and has the rest done by somebody else.
-                    Unwanted::Unheard => attempt.leave("the owner was silent", Outcome::Gone).await,
-                },
-                ended = work => match ended {
-                    Ok(outcome) => outcome,
-                    Err(_) => attempt.failed(Failure::new(FailureKind::Internal, "the worker failed"), 0, None).await,
-                },
-            }
+                unwanted = alive::unwanted(&worker, &ack_subject, &running.reply, &head) => Turn::Unwanted(unwanted),
+                ended = &mut work => Turn::Ended(ended.ok()),
+            };
+            // The model server's connection closes with it, before anything is waited for.
+            drop(work);
+            attempt.settled_by(turn).await
         }
         .instrument(span)
         .await;
@@ -162,6 +154,14 @@ fn lease(head: &Head) -> Duration {
     Duration::from_millis(head.lease_ms.into())
 }
 
+/// What ends an attempt first.
+enum Turn {
+    Stopped(Stop),
+    Unwanted(Unwanted),
+    /// The work, if it did not panic.
+    Ended(Option<Outcome>),
+}
+
 /// The work between decode and settle.
 struct Attempt<'a> {
     worker: &'a Worker,
@@ -181,6 +181,26 @@ struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
+    async fn settled_by(&self, turn: Turn) -> Outcome {
+        match turn {
+            Turn::Stopped(Stop::HandBack) => {
+                let unheard = Outcome::HandedBack(Duration::ZERO);
+                self.leave("the worker is stopping", unheard).await
+            }
+            Turn::Stopped(Stop::Cancelled(reason)) => self.cancelled(reason).await,
+            // The message is deleted or in a successor's hands; its next delivery would tell.
+            Turn::Unwanted(Unwanted::Stale) => Outcome::Superseded,
+            Turn::Unwanted(Unwanted::Ownerless) => Outcome::Gone,
+            // It may be frozen: when it thaws, it reads this and has the rest done by somebody else.
+            Turn::Unwanted(Unwanted::Unheard) => self.leave("the owner was silent", Outcome::Gone).await,
+            Turn::Ended(Some(outcome)) => outcome,
+            Turn::Ended(None) => {
+                let failure = Failure::new(FailureKind::Internal, "the worker failed");
+                self.failed(failure, 0, None).await
+            }
+        }
+    }
+
     async fn run(&self, body: &Bytes, slot: Slot) -> Outcome {
         let known = self
             .worker

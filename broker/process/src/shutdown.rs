@@ -94,11 +94,13 @@ impl Shutdown {
     {
         let running = Running::new(&self.shared);
         let shutdown = self.clone();
+        // Boxed here: moved into place by the task, it would have room in it twice.
+        let mut task = Box::pin(AssertUnwindSafe(future).catch_unwind());
         tokio::spawn(async move {
             let _running = running;
             tokio::select! {
                 biased;
-                ended = AssertUnwindSafe(future).catch_unwind() => {
+                ended = &mut task => {
                     if let Err(panic) = ended {
                         tracing::error!(task = name, panic = panic_text(&*panic), "task panicked");
                     }
