@@ -16,7 +16,7 @@ use duo_broker::auth::{self, AuthConfig, Authenticator};
 use duo_broker::config::QueueConfig;
 use duo_broker::dispatch::inflight::{InFlight, Rules, Task};
 use duo_broker::dispatch::storing::Storing;
-use duo_broker::dispatch::{Dispatch, Parts, chores, claims, replies, supersede};
+use duo_broker::dispatch::{Dispatch, Parts, bundles, chores, supersede};
 use duo_broker::exchange::Exchange;
 use duo_broker::fleet::Fleet;
 use duo_broker::identity;
@@ -25,6 +25,7 @@ use duo_broker::prompt::Prompts;
 use duo_broker::request::{RoutedRequest, Work};
 use duo_broker::routing;
 use duo_contract::audit::Who;
+use duo_contract::bundle::{self, Entry, Kind};
 use duo_contract::claim::{ClaimReply, ClaimRequest};
 use duo_contract::envelope::{Endpoint, RequestEnvelope};
 use duo_contract::frame::{FrameAnswer, FrameKind, ReplyFrame};
@@ -115,9 +116,10 @@ impl Broker {
         });
         std::mem::forget(letters);
         tokio::spawn(chores::run(chore_queue, nats, closing));
-        let subscribed = replies::subscribe(&dispatch).await?;
-        tokio::spawn(replies::run(dispatch.clone(), audit_sink, subscribed));
-        tokio::spawn(claims::run(dispatch.clone(), claims::subscribe(&dispatch).await?));
+        tokio::spawn(bundles::run(
+            dispatch.clone(),
+            bundles::subscribe(&dispatch).await?,
+        ));
         tokio::spawn(supersede::run(
             dispatch.clone(),
             supersede::subscribe(&dispatch).await?,
@@ -413,13 +415,25 @@ impl Worker {
                 number,
                 kind: kind.clone(),
             };
-            out.push(Message {
-                subject: subject::reply(BROKER, request),
-                reply: frame.is_last().then(|| CONFIRMED.to_owned()),
-                payload: frame.encode(),
-                ..Message::default()
-            });
+            let asks = frame.is_last().then_some(CONFIRMED);
+            out.push(said(Kind::Frame, request, frame.encode(), asks));
         }
+    }
+}
+
+/// What a worker says in a message of its own.
+fn said(kind: Kind, request_id: Uuid, payload: Bytes, asks: Option<&str>) -> Message {
+    let entry = Entry {
+        kind,
+        token: u32::from(asks.is_some()),
+        request_id,
+        payload,
+    };
+    Message {
+        subject: subject::bundles(BROKER),
+        reply: asks.map(str::to_owned),
+        payload: bundle::encode(&[entry]),
+        ..Message::default()
     }
 }
 
@@ -431,16 +445,11 @@ impl nats::Role for Worker {
             self.store(&message, out);
             let head = RequestEnvelope::decode_head(&message.payload).expect("an envelope");
             self.claiming.push_back(head.request_id);
-            out.push(Message {
-                subject: subject::claims(BROKER),
-                reply: Some(CLAIMED.to_owned()),
-                payload: ClaimRequest {
-                    stream_sequence: self.sequence,
-                    ..inputs::claim(head.request_id)
-                }
-                .encode(),
-                ..Message::default()
-            });
+            let claim = ClaimRequest {
+                stream_sequence: self.sequence,
+                ..inputs::claim(head.request_id)
+            };
+            out.push(said(Kind::Claim, head.request_id, claim.encode(), Some(CLAIMED)));
         } else if message.subject == subject::AUDIT_RECORDS {
             self.store(&message, out);
         } else if message.subject == CLAIMED {
@@ -449,7 +458,8 @@ impl nats::Role for Worker {
         } else if message.subject.starts_with("duo.superseded.") {
             out.push(message);
         } else if message.subject == CONFIRMED {
-            let answer = FrameAnswer::decode(&message.payload).expect("an answer");
+            let answers = bundle::decode_answers(&message.payload).expect("answers");
+            let answer = FrameAnswer::decode(&answers[0].payload).expect("an answer");
             assert_eq!(answer, FrameAnswer::Confirmed);
         }
     }

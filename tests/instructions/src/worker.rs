@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use duo_contract::bundle::{self, Entry, Kind};
 use duo_contract::claim::ClaimReply;
 use duo_contract::frame::FrameAnswer;
 use duo_contract::name::ModelName;
@@ -172,13 +173,22 @@ impl nats::Role for Owner {
             self.waiting
                 .push_back(message.reply.expect("a pull wants an answer"));
             self.hand_out(out);
-        } else if message.subject.starts_with("duo.claims.") {
-            answer(ClaimReply::Proceed { attempt: 1 }.encode());
-        } else if message.subject.starts_with("duo.replies.") {
-            // The last one is a request.
-            match message.reply {
-                Some(_) => answer(FrameAnswer::Confirmed.encode()),
-                None => self.frame_seen.try_send(()).expect("room"),
+        } else if message.subject.starts_with("duo.bundles.") {
+            let mut answers = Vec::new();
+            for Entry { kind, token, .. } in bundle::decode(&message.payload).expect("a bundle") {
+                let payload = match (kind, token) {
+                    (Kind::Claim, _) => ClaimReply::Proceed { attempt: 1 }.encode(),
+                    (Kind::Frame, 0) => {
+                        self.frame_seen.try_send(()).expect("room");
+                        continue;
+                    }
+                    // The last one asks.
+                    (Kind::Frame, _) => FrameAnswer::Confirmed.encode(),
+                };
+                answers.push(bundle::Answer { token, payload });
+            }
+            if !answers.is_empty() {
+                answer(bundle::encode_answers(&answers));
             }
         } else if message.subject.starts_with("$JS.ACK.") {
             assert_eq!(message.payload, "+ACK", "{} was not done", message.subject);
