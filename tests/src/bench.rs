@@ -4,13 +4,18 @@
 //! run, and every byte of every answer is checked. It measures whatever runs at the addresses it is given;
 //! `tests/bench/run` starts all of it. It shares the machine with what it measures, so it is written to cost little.
 
+pub mod audit;
 pub mod check;
 pub mod cpu;
 mod hop;
 pub mod http;
 pub mod load;
 mod peer;
+pub mod programs;
+pub mod prompts;
 pub mod report;
+pub mod scale;
+pub mod soak;
 pub mod stages;
 mod streams;
 pub mod target;
@@ -26,6 +31,7 @@ use tokio::runtime::Builder;
 
 use self::cpu::Process;
 pub use self::peer::Peer;
+use self::programs::Programs;
 use self::report::{Machine, Report};
 use self::target::Servers;
 
@@ -43,6 +49,16 @@ pub enum Scenario {
     Throughput,
     /// Many slow streams at once: missing tokens, stalls, memory
     Streams,
+    /// Cost by the size of a request's body
+    Prompts,
+    /// Cost by the number of workers, and what an idle one costs
+    Workers,
+    /// Cost by the number of configured models, and what they cost idle
+    Models,
+    /// Cost of the audit log, and how fast its writer is
+    Audit,
+    /// Minutes of mixed load: memory, descriptors and threads that grow
+    Soak,
     /// hop and throughput
     All,
 }
@@ -69,7 +85,7 @@ pub struct Options {
     #[arg(long, value_name = "NAME", default_value = "mistral")]
     pub model: String,
     /// Seconds that each measurement takes
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub seconds: u64,
     /// Seconds before each measurement that do not count
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(0..=60))]
@@ -85,6 +101,26 @@ pub struct Options {
         value_delimiter = ','
     )]
     pub streams: Vec<usize>,
+    /// KiB of a body in the prompts scenario; several with commas
+    #[arg(
+        long,
+        value_name = "KIB",
+        default_value = "1,4,16,64,256,1024",
+        value_delimiter = ','
+    )]
+    pub sizes: Vec<usize>,
+    /// Workers in the workers scenario; several with commas
+    #[arg(long, value_name = "N", default_value = "1,4,16,64", value_delimiter = ',')]
+    pub workers: Vec<usize>,
+    /// Models in the models scenario; several with commas
+    #[arg(long, value_name = "N", default_value = "1,20,200", value_delimiter = ',')]
+    pub models: Vec<usize>,
+    /// Requests a second in the soak scenario
+    #[arg(long, value_name = "N", default_value_t = 300.0)]
+    pub rate: f64,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented where it is defined")]
+    pub programs: Programs,
     /// Milliseconds between two tokens in the streams scenario
     #[arg(long, value_name = "MS", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pub pace_ms: u64,
@@ -147,6 +183,25 @@ pub fn run(options: &Options, progress: impl Fn(&str)) -> anyhow::Result<Report>
         let code = runtime.block_on(servers.code_completions(options))?;
         rows.extend(throughput::measure(options, &servers, code.as_ref(), &progress)?);
     }
+    let mut prompts = Vec::new();
+    if options.scenario == Scenario::Prompts {
+        prompts = prompts::measure(options, &servers, &runtime, &progress)?;
+    }
+    let mut scale = Vec::new();
+    if options.scenario == Scenario::Workers {
+        scale = scale::workers(options, &servers, &runtime, &progress)?;
+    }
+    if options.scenario == Scenario::Models {
+        scale = scale::models(options, &servers, &runtime, &progress)?;
+    }
+    let audit = (options.scenario == Scenario::Audit)
+        .then(|| audit::measure(options, &servers, &runtime, &progress))
+        .transpose()?;
+    let mut soak = None;
+    if options.scenario == Scenario::Soak {
+        let code = runtime.block_on(servers.code_completions(options))?;
+        soak = Some(soak::measure(options, &servers, code, &runtime, &progress)?);
+    }
     if options.scenario == Scenario::Streams {
         streams = streams::measure(options, &servers, &runtime, &progress)?;
     }
@@ -159,6 +214,10 @@ pub fn run(options: &Options, progress: impl Fn(&str)) -> anyhow::Result<Report>
         model_server: servers.settings,
         rows,
         stages,
+        prompts,
+        scale,
+        audit,
+        soak,
         streams,
     })
 }

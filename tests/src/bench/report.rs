@@ -10,8 +10,12 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::audit::Audit;
 use super::cpu::Usage;
 use super::load::Measured;
+use super::prompts::PromptsRow;
+use super::scale::ScaleRow;
+use super::soak::Soak;
 use super::stages::StagesRow;
 
 /// Where latencies lie, in microseconds. From all samples, not from buckets.
@@ -128,6 +132,16 @@ pub struct Report {
     pub rows: Vec<Row>,
     /// Where the time of a hop goes.
     pub stages: Vec<StagesRow>,
+    /// Those of `prompts`.
+    pub prompts: Vec<PromptsRow>,
+    /// Those of `workers` and `models`.
+    pub scale: Vec<ScaleRow>,
+    /// What came of `audit`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audit: Option<Audit>,
+    /// What came of `soak`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub soak: Option<Soak>,
     /// Those of `streams`.
     pub streams: Vec<StreamsRow>,
 }
@@ -184,6 +198,14 @@ impl Row {
     }
 }
 
+impl Row {
+    /// CPU time a right answer of the processes whose names begin like this, in microseconds.
+    pub(super) fn share(&self, name: &str) -> Option<f64> {
+        let used = self.used.iter().filter(|used| used.name.starts_with(name));
+        per_answer(used.map(|used| used.cpu).sum(), self.ended)
+    }
+}
+
 impl Machine {
     /// This one.
     #[must_use]
@@ -209,12 +231,29 @@ impl Report {
         OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default()
     }
 
-    /// True when every answer was right, and there were answers.
+    /// The rows of all scenarios that have such.
+    pub(super) fn all_rows(&self) -> impl Iterator<Item = &Row> {
+        let prompts = self.prompts.iter().map(|row| &row.row);
+        self.rows
+            .iter()
+            .chain(prompts)
+            .chain(self.scale.iter().map(|row| &row.row))
+            .chain(self.audit.iter().flat_map(|audit| &audit.rows))
+            .chain(self.soak.iter().flat_map(|soak| &soak.rows))
+    }
+
+    /// True when every answer was right, there were answers, no record was lost, and nothing grew.
     #[must_use]
     pub fn all_right(&self) -> bool {
-        let some = !self.rows.is_empty() || !self.streams.is_empty();
-        let rows = self.rows.iter().all(|row| row.wrong == 0 && row.requests > 0);
-        some && rows && self.streams.iter().all(|row| row.wrong == 0 && row.missing == 0)
+        let some = self.all_rows().next().is_some() || !self.streams.is_empty();
+        let rows = self.all_rows().all(|row| row.wrong == 0 && row.requests > 0);
+        let kept = self.audit.as_ref().is_none_or(|audit| audit.missing == 0);
+        let flat = self
+            .soak
+            .iter()
+            .flat_map(|soak| &soak.grown)
+            .all(|grown| grown.flat);
+        some && rows && kept && flat && self.streams.iter().all(|row| row.wrong == 0 && row.missing == 0)
     }
 }
 

@@ -5,7 +5,7 @@
 //! model server then saw.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use reqwest::{Client, Url};
@@ -19,6 +19,9 @@ use crate::sim::expected;
 
 /// Different requests of each kind; an answer to another's request is noticed.
 const ASKS: usize = 64;
+/// Bytes of a chat's body that are not its filling, and about those of a line of it.
+const ENVELOPE: usize = 300;
+const LINE: usize = 80;
 /// No request of the preparations takes longer.
 const LONGEST_STEP: Duration = Duration::from_secs(20);
 
@@ -30,6 +33,19 @@ pub struct Servers {
     broker: Option<Url>,
     /// The simulated server's settings.
     pub settings: Value,
+}
+
+/// What chats are like.
+#[derive(Clone, Copy, Debug)]
+pub struct Kind {
+    /// How their answers are written.
+    pub shape: Shape,
+    /// Tokens of an answer.
+    pub tokens: usize,
+    /// About the size of a body; as small as they are, if less.
+    pub bytes: usize,
+    /// How many different ones.
+    pub count: usize,
 }
 
 /// A way from the generator to the model server.
@@ -77,6 +93,20 @@ impl Servers {
     /// # Errors
     /// An address cannot be found, or the broker's token is missing.
     pub fn ways(&self, options: &Options, shape: Shape, tokens: usize) -> anyhow::Result<Vec<Way>> {
+        let kind = Kind {
+            shape,
+            tokens,
+            bytes: 0,
+            count: ASKS,
+        };
+        self.ways_of(options, kind)
+    }
+
+    /// The same for chats of this kind.
+    ///
+    /// # Errors
+    /// As [`Servers::ways`].
+    pub fn ways_of(&self, options: &Options, kind: Kind) -> anyhow::Result<Vec<Way>> {
         let model = self.settings["model"][0]
             .as_str()
             .context("the model server has no model")?;
@@ -95,10 +125,51 @@ impl Servers {
                 let headers = header.into_iter().collect();
                 Ok(Way {
                     over: over.to_owned(),
-                    target: chats(address(url)?, headers, model, tokens, shape)?,
+                    target: chats(address(url)?, headers, model, kind)?,
                 })
             })
             .collect()
+    }
+
+    /// The client of all that is no load.
+    #[must_use]
+    pub fn http(&self) -> &Client {
+        &self.http
+    }
+
+    /// Waits until the broker answers a chat for the first and the last of `models`.
+    ///
+    /// # Errors
+    /// It does not in time.
+    pub async fn until_served(&self, options: &Options, models: &[String]) -> anyhow::Result<()> {
+        let (broker, token) = (self.broker.as_ref(), options.client_token.as_deref());
+        let url = broker
+            .context("this needs a broker")?
+            .join("/v1/chat/completions")?;
+        let until = Instant::now() + LONGEST_STEP;
+        for model in models.iter().take(1).chain(models.last()) {
+            let body =
+                json!({"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "ready?"}]});
+            loop {
+                let request = self.http.post(url.clone()).bearer_auth(token.unwrap_or_default());
+                let answer = request
+                    .header("content-type", "application/json")
+                    .body(body.to_string())
+                    .send()
+                    .await?;
+                let status = answer.status();
+                if status.is_success() {
+                    break;
+                }
+                let text = answer.text().await?;
+                ensure!(
+                    Instant::now() < until,
+                    "the broker does not serve {model}: {status} {text}"
+                );
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+        Ok(())
     }
 
     /// The text at an address.
@@ -217,13 +288,14 @@ fn chats(
     address: SocketAddr,
     headers: Vec<(String, String)>,
     model: &str,
-    tokens: usize,
-    shape: Shape,
+    kind: Kind,
 ) -> anyhow::Result<Target> {
-    let asks = (0..ASKS).map(|number| {
+    let Kind { shape, tokens, .. } = kind;
+    let asks = (0..kind.count).map(|number| {
+        let file = filling(number, kind.bytes.saturating_sub(ENVELOPE));
         let messages = json!([
             {"role": "system", "content": "You answer briefly, and only what was asked."},
-            {"role": "user", "content": format!("Question {number}: which of the two functions below is called first, and why?\n\nfn one() {{ two() }}\nfn two() {{ one() }}")},
+            {"role": "user", "content": format!("Question {number}: which of the two functions below is called first, and why?\n\nfn one() {{ two() }}\nfn two() {{ one() }}{file}")},
         ]);
         let expected = expected::chat_text(&messages.to_string(), tokens)?;
         let mut body = json!({"model": model, "messages": messages, "max_tokens": tokens});
@@ -240,6 +312,20 @@ fn chats(
         shape,
         asks: asks.collect::<serde_json::Result<_>>()?,
     })
+}
+
+/// So many bytes of source code, other in each request.
+fn filling(number: usize, bytes: usize) -> String {
+    let mut text = String::with_capacity(bytes + LINE);
+    let mut line = 0;
+    // A line's end takes two bytes in JSON.
+    while text.len() + 2 * line < bytes {
+        text.push_str(&format!(
+            "\n    let total_{number}_{line:06} = prices[{line}].amount * rates[{number}];"
+        ));
+        line += 1;
+    }
+    text
 }
 
 fn code_completion(marker: &str) -> Value {
@@ -297,10 +383,20 @@ mod tests {
             "127.0.0.1:1".parse().unwrap(),
             Vec::new(),
             "m",
-            16,
-            Shape::ChatStream,
+            Kind {
+                shape: Shape::ChatStream,
+                tokens: 16,
+                bytes: 4096,
+                count: ASKS,
+            },
         )
         .unwrap();
+        assert!(
+            target
+                .asks
+                .iter()
+                .all(|ask| (3900..4300).contains(&ask.body.len()))
+        );
         let mut answers: Vec<_> = target.asks.iter().map(|ask| &ask.expected).collect();
         answers.sort_unstable();
         answers.dedup();

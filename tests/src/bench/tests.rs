@@ -138,3 +138,19 @@ async fn a_server_that_waits_on_purpose_is_not_measured() {
         .unwrap_err();
     assert!(error.to_string().contains("pace_ms 5"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_of_every_size_are_asked() {
+    let sim = Sim::start(Settings::default()).await.unwrap();
+    let options = options(&sim, &["prompts", "--sizes", "1,64"]);
+    let report = tokio::task::spawn_blocking(|| measure(options))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(report.all_right(), "{report:?}");
+    let sizes: Vec<_> = report.prompts.iter().map(|row| row.kib).collect();
+    assert_eq!(sizes, [1, 64]);
+    let last = sim.last_request().unwrap().body.len();
+    assert!((64_000..66_000).contains(&last), "{last}");
+    assert!(report.lines().join("\n").contains("A FURTHER KIB"));
+}

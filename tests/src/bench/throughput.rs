@@ -21,7 +21,12 @@ pub(super) fn measure(
         for (request, shape) in [("unary", Shape::Chat), ("stream", Shape::ChatStream)] {
             for Way { over, target } in servers.ways(options, shape, options.tokens)? {
                 progress(&format!("throughput: {request}, {over}, {concurrency} at a time"));
-                rows.push(window(options, (request, &over), &target, *concurrency)?);
+                rows.push(window(
+                    options,
+                    ("throughput", request, &over),
+                    &target,
+                    *concurrency,
+                )?);
             }
         }
         if let Some(target) = code {
@@ -30,7 +35,7 @@ pub(super) fn measure(
             ));
             rows.push(window(
                 options,
-                ("code completion", "broker"),
+                ("throughput", "code completion", "broker"),
                 target,
                 *concurrency,
             )?);
@@ -39,9 +44,10 @@ pub(super) fn measure(
     Ok(rows)
 }
 
-fn window(
+/// One window on one way; its name is that of its scenario and kind of request.
+pub(super) fn window(
     options: &Options,
-    (request, over): (&'static str, &str),
+    (scenario, request, over): (&'static str, &'static str, &str),
     target: &Target,
     concurrency: usize,
 ) -> anyhow::Result<Row> {
@@ -54,12 +60,7 @@ fn window(
     let processes = taking_part(options, over);
     let measured = run(target, load, &processes)?;
     let system = |name: &str| serves(options, over, name);
-    Ok(Row::new(
-        ("throughput", request, over),
-        concurrency,
-        measured,
-        system,
-    ))
+    Ok(Row::new((scenario, request, over), concurrency, measured, system))
 }
 
 /// The processes whose CPU time and memory matter on this way: the system, the model server, this generator.

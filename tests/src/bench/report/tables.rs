@@ -1,6 +1,7 @@
 //! The results as tables.
 
 use super::super::stages::StagesRow;
+use super::super::{audit, prompts, scale, soak};
 use super::{Machine, Report, Row, Spread, StreamsRow, per_answer};
 use crate::table;
 
@@ -13,51 +14,9 @@ impl Report {
             "{cores} cores of {cpu}, Linux {kernel}; {} tokens an answer",
             self.tokens
         )];
-        let rows = |scenario| self.rows.iter().filter(move |row| row.scenario == scenario);
-        if rows("hop").next().is_some() {
-            lines.extend([
-                "".to_owned(),
-                "hop: one request at a time, in milliseconds".to_owned(),
-            ]);
-            lines.extend(self.hop(&rows("hop").collect::<Vec<_>>()));
-        }
-        if !self.stages.is_empty() {
-            lines.extend([
-                String::new(),
-                "hop: its stages, to the first data of the answer; means and medians in milliseconds"
-                    .to_owned(),
-            ]);
-            lines.extend(stages(&self.stages));
-        }
-        let mut levels: Vec<_> = rows("throughput").map(|row| row.concurrency).collect();
-        levels.dedup();
-        for level in levels {
-            let rows: Vec<_> = rows("throughput")
-                .filter(|row| row.concurrency == level)
-                .collect();
-            lines.extend([
-                "".to_owned(),
-                format!("throughput: {level} at a time; latencies in milliseconds, CPU time an answer in microseconds, memory in MiB"),
-            ]);
-            lines.extend(throughput(&rows));
-            let ours: Vec<_> = rows.into_iter().filter(|row| row.over == "broker").collect();
-            if !ours.is_empty() {
-                lines.extend([
-                    "".to_owned(),
-                    format!("CPU time an answer in microseconds, {level} at a time"),
-                ]);
-                lines.extend(shares(&ours));
-            }
-        }
-        if let Some(row) = self.streams.first() {
-            lines.extend([
-                String::new(),
-                format!(
-                    "streams: a token every {} ms; milliseconds, CPU time a token in microseconds, memory a stream in KiB",
-                    row.pace_ms
-                ),
-            ]);
-            lines.extend(streams(&self.streams));
+        for (title, table) in self.sections() {
+            lines.extend([String::new(), title]);
+            lines.extend(table);
         }
         for row in self.streams.iter().filter(|row| row.wrong > 0) {
             lines.push(format!(
@@ -66,7 +25,7 @@ impl Report {
             ));
             lines.extend(row.told.iter().map(|told| format!("  {told}")));
         }
-        for row in self.rows.iter().filter(|row| row.wrong > 0 || row.requests == 0) {
+        for row in self.all_rows().filter(|row| row.wrong > 0 || row.requests == 0) {
             lines.push(String::new());
             let Row {
                 scenario,
@@ -82,6 +41,77 @@ impl Report {
             lines.extend(row.told.iter().map(|told| format!("  {told}")));
         }
         lines
+    }
+
+    /// What was measured: a title and a table each.
+    fn sections(&self) -> Vec<(String, Vec<String>)> {
+        let mut sections = self.hop_and_throughput();
+        let mut add = |title: &str, table: Vec<String>| sections.push((title.to_owned(), table));
+        if !self.prompts.is_empty() {
+            add(
+                "prompts: unary, four at a time; latencies in milliseconds, CPU time an answer in microseconds",
+                prompts::lines(&self.prompts),
+            );
+        }
+        if let Some(scale) = self.scale.first() {
+            let title = format!(
+                "{}: unary, {} at a time; latencies in milliseconds, CPU time an answer in microseconds, idle in percent of a \
+                 core, memory in MiB",
+                scale.row.scenario, scale.row.concurrency
+            );
+            add(&title, scale::lines(&self.scale));
+        }
+        if let Some(audit) = &self.audit {
+            add(
+                "audit: unary, 32 at a time; latencies in milliseconds, CPU time an answer in microseconds",
+                audit::lines(audit),
+            );
+        }
+        if let Some(soak) = &self.soak {
+            let (rate, seconds) = (soak.rate, self.seconds);
+            add(
+                &format!("soak: {rate} requests a second for {seconds} s; latencies in milliseconds"),
+                soak::lines(soak),
+            );
+        }
+        if let Some(row) = self.streams.first() {
+            let title = format!(
+                "streams: a token every {} ms; milliseconds, CPU time a token in microseconds, memory a stream in KiB",
+                row.pace_ms
+            );
+            add(&title, streams(&self.streams));
+        }
+        sections
+    }
+
+    fn hop_and_throughput(&self) -> Vec<(String, Vec<String>)> {
+        let mut sections = Vec::new();
+        let rows = |scenario| self.rows.iter().filter(move |row| row.scenario == scenario);
+        if rows("hop").next().is_some() {
+            let table = self.hop(&rows("hop").collect::<Vec<_>>());
+            sections.push(("hop: one request at a time, in milliseconds".to_owned(), table));
+        }
+        if !self.stages.is_empty() {
+            let title = "hop: its stages, to the first data of the answer; means and medians in milliseconds";
+            sections.push((title.to_owned(), stages(&self.stages)));
+        }
+        let mut levels: Vec<_> = rows("throughput").map(|row| row.concurrency).collect();
+        levels.dedup();
+        for level in levels {
+            let rows: Vec<_> = rows("throughput")
+                .filter(|row| row.concurrency == level)
+                .collect();
+            let title = format!(
+                "throughput: {level} at a time; latencies in milliseconds, CPU time an answer in microseconds, memory in MiB"
+            );
+            sections.push((title, throughput(&rows)));
+            let ours: Vec<_> = rows.into_iter().filter(|row| row.over == "broker").collect();
+            if !ours.is_empty() {
+                let title = format!("CPU time an answer in microseconds, {level} at a time");
+                sections.push((title, shares(&ours)));
+            }
+        }
+        sections
     }
 
     fn hop(&self, rows: &[&Row]) -> Vec<String> {
