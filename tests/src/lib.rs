@@ -12,3 +12,4 @@ pub mod server;
 pub mod sim;
 pub mod svg;
 pub mod table;
+pub mod token_path;
