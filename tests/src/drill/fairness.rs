@@ -24,9 +24,9 @@ const SLOT_MS: u64 = 200;
 const PEOPLE: usize = 10;
 /// The part of all slot time that is to be in use, and what passes for it.
 const BUSY: f64 = 0.9;
-const BUSY_ENOUGH: RangeInclusive<f64> = 0.85..=0.95;
+const BUSY_ENOUGH: RangeInclusive<f64> = 0.88..=0.92;
 /// So often the rate is set anew until the slots are that busy.
-const TRIES: usize = 3;
+const TRIES: usize = 5;
 /// How much more often the greedy one asks.
 const GREED: f64 = 50.0;
 /// The others may wait so many times as long.
