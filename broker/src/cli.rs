@@ -10,9 +10,11 @@ mod token;
 
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use duo_broker::store::{PoolConfig, Store};
 use duo_process::config::{CONFIG_EXIT_CODE, ConfigError, Env};
+use duo_process::runtime;
 
 use self::output::say;
 
@@ -72,8 +74,12 @@ enum Command {
 #[error("{0}")]
 struct ConfigProblem(String);
 
-pub(crate) async fn run() -> ExitCode {
-    match dispatch(Cli::parse().command).await {
+pub(crate) fn run() -> ExitCode {
+    let command = Cli::parse().command;
+    let ended = runtime::build()
+        .context("cannot start")
+        .and_then(|runtime| runtime.block_on(dispatch(command)));
+    match ended {
         Ok(code) => code,
         Err(error) => {
             say(&format!("duo-broker: {error:#}"));

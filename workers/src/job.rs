@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use duo_contract::claim::{ClaimReply, ClaimRequest, Have};
+use duo_contract::claim::{ClaimReply, ClaimRequest, FIRST_ATTEMPT, Have};
 use duo_contract::envelope::{EnvelopeError, Head, RequestEnvelope};
 use duo_contract::failure::{Failure, FailureKind};
 use duo_contract::frame::{FailedAttempt, FrameKind, Summary};
@@ -106,7 +106,7 @@ impl Job {
             allowance: Allowance::default(),
             spent: Spent::default(),
             began,
-            granted: OnceLock::new(),
+            model_since: OnceLock::new(),
         };
         let outcome = async {
             // Boxed, since the task would have room for it twice otherwise.
@@ -176,12 +176,13 @@ struct Attempt<'a> {
     spent: Spent,
     /// When its delivery was in hand.
     began: Instant,
-    /// When its owner gave leave to answer it.
-    granted: OnceLock<Instant>,
+    /// Since when the model's part counts: since then or, where the call waited for it, the owner's leave.
+    model_since: OnceLock<Instant>,
 }
 
 impl Attempt<'_> {
     async fn settled_by(&self, turn: Turn) -> Outcome {
+        self.reply.unasked();
         match turn {
             Turn::Stopped(Stop::HandBack) => {
                 let unheard = Outcome::HandedBack(Duration::ZERO);
@@ -202,55 +203,15 @@ impl Attempt<'_> {
     }
 
     async fn run(&self, body: &Bytes, slot: Slot) -> Outcome {
-        let known = self
-            .worker
-            .owners
-            .silent_for(&self.head.owner, lease(self.head))
-            .is_zero();
-        let fresh = known && self.head.publication == 1 && self.ack.delivered == 1;
-        // Near its deadline a request may be over by the time the claim is answered, and must not start then.
-        let by = self.head.first_byte_by_ms;
-        let reserve = by.saturating_sub(self.head.accepted_at_ms) / LATE_PART;
-        let late = clock::unix_ms().saturating_add(reserve) > by;
-        let mut early = None;
-        let verdict = if fresh && !late {
-            // The owner almost always says yes, so the call need not wait for it; frames do.
-            let mut called = Box::pin(self.call(body));
-            let verdict = {
-                let mut claim = std::pin::pin!(self.claim());
-                tokio::select! {
-                    biased;
-                    verdict = &mut claim => verdict,
-                    answer = &mut called => {
-                        early = Some(answer);
-                        claim.await
-                    }
-                }
-            };
-            if let (ClaimReply::Proceed { attempt }, None) = (&verdict, &early) {
-                self.reply.open(*attempt);
-                early = Some(called.await);
-            }
-            verdict
-        } else {
-            self.claim().await
-        };
-        if let ClaimReply::Proceed { .. } | ClaimReply::Continue { .. } = &verdict {
-            let running = &self.worker.running;
-            running.replace_others(self.head.request_id, self.reply);
+        if self.is_fresh() {
+            return self.run_beside_claim(body, slot).await;
         }
-        match verdict {
-            ClaimReply::Proceed { attempt } => {
-                self.reply.open(attempt);
-                let called = match early {
-                    Some(called) => called,
-                    None => self.call(body).await,
-                };
+        match self.claim().await {
+            ClaimReply::Proceed { .. } => {
+                let called = self.call(body).await;
                 self.answer(called, slot).await
             }
-            ClaimReply::Continue { attempt, have } => {
-                drop(early);
-                self.reply.open(attempt);
+            ClaimReply::Continue { have, .. } => {
                 let called = self.call_after(body, &have).await;
                 self.answer(called, slot).await
             }
@@ -259,6 +220,58 @@ impl Attempt<'_> {
         }
     }
 
+    /// May work begin before the owner has given leave, since it almost always does?
+    fn is_fresh(&self) -> bool {
+        let Head {
+            owner,
+            publication,
+            accepted_at_ms,
+            first_byte_by_ms,
+            ..
+        } = self.head;
+        // Near its deadline a request may be over by the time the claim is answered, and must not start then.
+        let reserve = first_byte_by_ms.saturating_sub(*accepted_at_ms) / LATE_PART;
+        let late = clock::unix_ms().saturating_add(reserve) > *first_byte_by_ms;
+        let known = self.worker.owners.silent_for(owner, lease(self.head)).is_zero();
+        known && *publication == 1 && self.ack.delivered == 1 && !late
+    }
+
+    /// Calls the model server and sends what it says while the owner is asked. The claim goes first, so an owner that
+    /// gives leave has done so when the frames come, and one that does not takes none.
+    async fn run_beside_claim(&self, body: &Bytes, slot: Slot) -> Outcome {
+        self.reply.begin(self.job);
+        self.model_since.get_or_init(|| self.began);
+        let verdict = {
+            let mut claim = std::pin::pin!(self.claim());
+            // The first poll sends the question.
+            let mut answered = Box::pin(async { self.answer(self.call(body).await, slot).await });
+            let verdict = tokio::select! {
+                biased;
+                verdict = &mut claim => verdict,
+                // An owner that answers a last frame has given leave.
+                outcome = &mut answered => return outcome,
+            };
+            if let ClaimReply::Proceed {
+                attempt: FIRST_ATTEMPT,
+            } = verdict
+            {
+                return answered.await;
+            }
+            verdict
+        };
+        match verdict {
+            // Somebody had begun it although the queue says otherwise, having been restarted, perhaps. The next delivery
+            // counts on from this one.
+            ClaimReply::Proceed { .. } | ClaimReply::Continue { .. } => {
+                let unheard = Outcome::HandedBack(Duration::ZERO);
+                self.leave("the request had been begun before", unheard).await
+            }
+            ClaimReply::Busy { delay_ms } => Outcome::HandedBack(Duration::from_millis(delay_ms)),
+            ClaimReply::Gone => Outcome::Gone,
+        }
+    }
+
+    /// Asks the owner for leave; with it frames may leave as its attempt's.
     async fn claim(&self) -> ClaimReply {
         let request = ClaimRequest {
             request_id: self.head.request_id,
@@ -273,9 +286,13 @@ impl Attempt<'_> {
         let verdict = claim::ask(self.worker, self.owner, &request, lease(self.head), end_by).await;
         if let ClaimReply::Proceed { attempt } | ClaimReply::Continue { attempt, .. } = &verdict {
             self.allowance.grant(*attempt);
-            let granted = *self.granted.get_or_init(Instant::now);
+            let granted = Instant::now();
+            self.model_since.get_or_init(|| granted);
             let claim = granted.saturating_duration_since(self.began);
             self.worker.metrics.claim.observe(claim.as_secs_f64());
+            let running = &self.worker.running;
+            running.replace_others(self.head.request_id, self.reply);
+            self.reply.open(*attempt);
         }
         verdict
     }
@@ -347,8 +364,8 @@ impl Attempt<'_> {
             called_at,
             first_at,
         };
-        if let (Ok(_), Some(granted)) = (&answer, self.granted.get()) {
-            let model = first_at.saturating_duration_since(*granted);
+        if let (Ok(_), Some(since)) = (&answer, self.model_since.get()) {
+            let model = first_at.saturating_duration_since(*since);
             self.worker.metrics.model.observe(model.as_secs_f64());
         }
         match answer {

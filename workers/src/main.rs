@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use duo_process::config::{CONFIG_EXIT_CODE, Effective, Env};
 use duo_process::shutdown::Shutdown;
-use duo_process::telemetry;
+use duo_process::{runtime, telemetry};
 use duo_workers::config::Config;
 use duo_workers::{check, startup};
 use tokio::net::TcpListener;
@@ -96,7 +96,7 @@ fn main() -> ExitCode {
     }
     // Fails only when a provider is already installed, which is as good.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match runtime::build() {
         Ok(runtime) => runtime,
         Err(error) => {
             say_error(&format!("cannot start: {error}"));

@@ -59,12 +59,18 @@ impl Outbox {
         self.nats.is_up()
     }
 
-    /// Sends a frame; without a connection it is kept for the next one.
+    /// Sends something; without a connection it is kept for the next one.
     ///
     /// # Errors
     /// It is over the server's limit, or the connection is closed for good.
-    pub async fn tell(&self, owner: &Arc<str>, request_id: Uuid, frame: Bytes) -> Result<(), RequestError> {
-        self.send(owner, Kind::Frame, request_id, frame, None).await
+    pub async fn tell(
+        &self,
+        owner: &Arc<str>,
+        kind: Kind,
+        request_id: Uuid,
+        payload: Bytes,
+    ) -> Result<(), RequestError> {
+        self.send(owner, kind, request_id, payload, None).await
     }
 
     /// Sends something and waits for the owner's answer.

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use duo_contract::bundle::Kind;
+use duo_contract::claim::FIRST_ATTEMPT;
 use duo_contract::frame::{FrameAnswer, FrameKind, ReplyFrame};
 use duo_process::nats::RequestError;
 use duo_process::retry::RetryPolicy;
 use prometheus::IntCounter;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -55,14 +57,16 @@ pub struct Reply {
     owner: Arc<str>,
     request: Uuid,
     kept: Mutex<Kept>,
+    /// The owner's leave is there.
+    opened: Notify,
     sent: IntCounter,
     resent: IntCounter,
 }
 
 #[derive(Debug)]
 struct Kept {
-    /// The fencing token; without one no frame may leave.
-    attempt: Option<u32>,
+    /// Without one no frame may leave.
+    fence: Option<Fence>,
     /// Frames that the owner has for sure and that are not kept.
     arrived: u32,
     /// The frames from there on.
@@ -70,7 +74,48 @@ struct Kept {
     ended: bool,
 }
 
+/// By what the owner tells this attempt's frames from those of others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fence {
+    /// Its leave is still to come, for the first attempt as far as is known: it takes frames of the job that has it.
+    Job {
+        job: Uuid,
+        /// It was asked for and may come at any time.
+        awaited: bool,
+    },
+    /// It has given leave for this attempt.
+    Attempt(u32),
+}
+
+impl Fence {
+    fn attempt(self) -> u32 {
+        match self {
+            Self::Job { .. } => FIRST_ATTEMPT,
+            Self::Attempt(attempt) => attempt,
+        }
+    }
+
+    fn is_early(self) -> bool {
+        matches!(self, Self::Job { .. })
+    }
+
+    fn kind(self) -> Kind {
+        match self {
+            Self::Job { job, .. } => Kind::EarlyFrame(job),
+            Self::Attempt(_) => Kind::Frame,
+        }
+    }
+}
+
 impl Kept {
+    /// The attempt that the owner has given leave for.
+    fn attempt(&self) -> Option<u32> {
+        match self.fence? {
+            Fence::Attempt(attempt) => Some(attempt),
+            Fence::Job { .. } => None,
+        }
+    }
+
     /// The number of the next frame.
     fn next(&self) -> u32 {
         let kept = u32::try_from(self.frames.len()).unwrap_or(u32::MAX);
@@ -113,19 +158,40 @@ impl Reply {
             owner,
             request,
             kept: Mutex::new(Kept {
-                attempt: None,
+                fence: None,
                 arrived: 0,
                 frames: VecDeque::new(),
                 ended: false,
             }),
+            opened: Notify::new(),
             sent,
             resent,
         }
     }
 
-    /// The owner let attempt `attempt` proceed: frames may leave.
+    /// The owner is being asked whether `job` may begin the first attempt: frames may leave behind the question.
+    pub fn begin(&self, job: Uuid) {
+        self.kept().fence = Some(Fence::Job { job, awaited: true });
+    }
+
+    /// The owner let attempt `attempt` proceed: frames may leave. Those of a job that was given another attempt than the
+    /// first are forgotten; the owner has taken none.
     pub fn open(&self, attempt: u32) {
-        self.kept().attempt = Some(attempt);
+        let mut kept = self.kept();
+        let before = kept.fence.replace(Fence::Attempt(attempt));
+        if before.is_some_and(|before| before.attempt() != attempt) {
+            (kept.arrived, kept.ended) = (0, false);
+            kept.frames.clear();
+        }
+        drop(kept);
+        self.opened.notify_one();
+    }
+
+    /// Nobody waits for the owner's leave any more.
+    pub fn unasked(&self) {
+        if let Some(Fence::Job { awaited, .. }) = &mut self.kept().fence {
+            *awaited = false;
+        }
     }
 
     /// Sends chunks.
@@ -170,14 +236,14 @@ impl Reply {
     pub async fn probe(&self, timeout: Duration) -> Option<Result<FrameAnswer, RequestError>> {
         let probe = {
             let kept = self.kept();
-            let attempt = kept.attempt.filter(|_| !kept.ended)?;
+            let attempt = kept.attempt().filter(|_| !kept.ended)?;
             ReplyFrame {
                 attempt,
                 number: kept.next(),
                 kind: FrameKind::Heartbeat,
             }
         };
-        let answer = self.ask(probe.encode(), timeout).await;
+        let answer = self.ask(Kind::Frame, probe.encode(), timeout).await;
         Some(answer.map(|payload| match FrameAnswer::decode(&payload) {
             Ok(FrameAnswer::Confirmed) => {
                 self.kept().forget_below(probe.number);
@@ -193,7 +259,7 @@ impl Reply {
     pub async fn resend(&self, attempt: u32, from: u32, until: u32) {
         let frames = {
             let kept = self.kept();
-            if kept.attempt != Some(attempt) {
+            if kept.attempt() != Some(attempt) {
                 return;
             }
             kept.between(from, until)
@@ -208,7 +274,8 @@ impl Reply {
 
     /// Sends the last frame as a request until the owner has everything, for
     /// a `lease` on a connection that is up, and until `end_by` at most: while
-    /// the queue is away the owner waits for it too.
+    /// the queue is away the owner waits for it too. An owner that does not know of the job yet gets it again with its
+    /// leave.
     ///
     /// # Errors
     /// The frame is over the server's limit, or the connection is closed for good.
@@ -223,12 +290,20 @@ impl Reply {
         let Some(frame) = self.keep(last, true) else {
             return Ok(Ended::Unheard);
         };
-        let attempt = self.kept().attempt.unwrap_or_default();
         self.sent.inc();
         let (mut rounds, mut silences) = (0, 0);
         loop {
-            let answer = self.ask(frame.clone(), ANSWER_TIMEOUT).await;
+            let Some(fence) = self.kept().fence else {
+                return Ok(Ended::Unheard);
+            };
+            let answer = self.ask(fence.kind(), frame.clone(), ANSWER_TIMEOUT).await;
             match answer.map(|payload| FrameAnswer::decode(&payload)) {
+                Ok(Ok(FrameAnswer::Stale | FrameAnswer::Missing { .. })) if fence.is_early() => {
+                    if !self.leave_came().await {
+                        return Ok(Ended::Unheard);
+                    }
+                    continue;
+                }
                 Ok(Ok(FrameAnswer::Confirmed)) => return Ok(Ended::Confirmed),
                 Ok(Ok(FrameAnswer::HandBack { delay_ms })) => {
                     return Ok(Ended::HandBack(Duration::from_millis(delay_ms)));
@@ -236,7 +311,7 @@ impl Reply {
                 Ok(Ok(FrameAnswer::Stale)) => return Ok(Ended::Stale),
                 Ok(Ok(FrameAnswer::Missing { from, until })) if rounds < MOST_ROUNDS => {
                     rounds += 1;
-                    self.resend(attempt, from, until).await;
+                    self.resend(fence.attempt(), from, until).await;
                     continue;
                 }
                 Ok(Ok(FrameAnswer::Missing { .. })) => return Ok(Ended::Unheard),
@@ -263,9 +338,21 @@ impl Reply {
         }
     }
 
+    /// Waits for the owner's leave, whose claim is bounded; `false` when it is not awaited any more.
+    async fn leave_came(&self) -> bool {
+        loop {
+            match self.kept().fence {
+                Some(Fence::Attempt(_)) => return true,
+                Some(Fence::Job { awaited: true, .. }) => {}
+                Some(Fence::Job { awaited: false, .. }) | None => return false,
+            }
+            self.opened.notified().await;
+        }
+    }
+
     fn keep(&self, kind: FrameKind, last: bool) -> Option<Bytes> {
         let mut kept = self.kept();
-        let attempt = kept.attempt?;
+        let attempt = kept.fence?.attempt();
         let number = kept.next();
         let frame = ReplyFrame {
             attempt,
@@ -285,17 +372,23 @@ impl Reply {
     }
 
     async fn publish(&self, frame: Bytes) -> Result<(), ReplyError> {
+        let Some(fence) = self.kept().fence else {
+            return Ok(());
+        };
         self.sent.inc();
-        let told = self.outbox.tell(&self.owner, self.request, frame).await;
+        let told = self
+            .outbox
+            .tell(&self.owner, fence.kind(), self.request, frame)
+            .await;
         told.map_err(|error| match error {
             RequestError::TooLarge => ReplyError::TooLarge,
             _ => ReplyError::Closed,
         })
     }
 
-    async fn ask(&self, frame: Bytes, timeout: Duration) -> Result<Bytes, RequestError> {
+    async fn ask(&self, kind: Kind, frame: Bytes, timeout: Duration) -> Result<Bytes, RequestError> {
         self.outbox
-            .ask(&self.owner, Kind::Frame, self.request, frame, timeout)
+            .ask(&self.owner, kind, self.request, frame, timeout)
             .await
     }
 
@@ -312,7 +405,7 @@ mod tests {
     fn what_the_owner_has_is_not_kept_and_the_rest_keeps_its_numbers() {
         let frame = |number: u8| Bytes::from(vec![number]);
         let mut kept = Kept {
-            attempt: Some(1),
+            fence: Some(Fence::Attempt(1)),
             arrived: 0,
             frames: (0..6).map(frame).collect(),
             ended: false,

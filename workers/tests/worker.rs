@@ -15,7 +15,7 @@ use duo_contract::cancel::{CancelReason, Order};
 use duo_contract::claim::{ClaimReply, Have};
 use duo_contract::envelope::Endpoint;
 use duo_contract::failure::{FailureKind, RetryRule};
-use duo_contract::frame::{FrameAnswer, FrameKind, ReplyFrame};
+use duo_contract::frame::{FailedAttempt, FrameAnswer, FrameKind, ReplyFrame};
 use duo_contract::presence::Presence;
 use duo_contract::{name::Lane, subject};
 use futures_util::StreamExt as _;
@@ -23,6 +23,7 @@ use harness::{Bed, PATIENCE, RunningWorker, WorkerSettings, lines};
 use model_server::FakeServer;
 
 const BODY: &str = r#"{"messages":[{"role":"user","content":"hi"}],"x_unknown":1}"#;
+const COMPLETION: &str = r#"{"prompt":"x = "}"#;
 const WHOLE: &str = r#"{"choices":[{"index":0,"message":{"content":"yes"},"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":1}}"#;
 
 fn chunk(text: &str) -> String {
@@ -427,6 +428,68 @@ async fn the_owners_word_decides_what_becomes_of_the_message() {
         assert_eq!(lines(&[bed.owner.frame().await]), [WHOLE]);
     }
     bed.drained().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_overtakes_its_claim_comes_whole_once_there_is_leave() {
+    let (mut bed, mut server, _worker) = bed().await;
+    bed.owner.will_miss_a_claim().await;
+    bed.owner
+        .will_answer_last(FrameAnswer::Missing { from: 0, until: 1 })
+        .await;
+    bed.publish(bed.head(Endpoint::ChatCompletions, true), BODY).await;
+    let feed = server.call().await.stream().await;
+    let claim = bed.owner.claim().await;
+    feed.event(&chunk("a")).await;
+    assert_eq!(Some(bed.owner.early_frame().await), claim.job);
+    feed.event(LAST).await;
+    feed.send("data: [DONE]\n\n").await;
+    assert_eq!(Some(bed.owner.early_frame().await), claim.job);
+    assert_eq!(bed.owner.claim().await, claim, "asked again");
+    let frames: Vec<_> = [bed.owner.frame().await, bed.owner.frame().await].into();
+    assert!(matches!(frames[0].kind, FrameKind::Done { .. }), "{frames:?}");
+    assert_eq!(
+        (frames[1].attempt, frames[1].number, lines(&frames[1..])),
+        (1, 0, vec![chunk("a")])
+    );
+    let last = bed.owner.frame().await;
+    assert_eq!(lines(&[last]), [LAST]);
+    bed.drained().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_delivery_of_what_was_begun_before_is_handed_back_and_then_continued() {
+    let (mut bed, mut server, _worker) = bed().await;
+    let have = Have {
+        text: "a".to_owned(),
+        ..Have::default()
+    };
+    for attempt in [2, 3] {
+        let have = have.clone();
+        bed.owner
+            .will_answer(ClaimReply::Continue { attempt, have })
+            .await;
+    }
+    bed.owner
+        .will_answer_last(FrameAnswer::HandBack { delay_ms: 0 })
+        .await;
+    bed.publish(bed.head(Endpoint::Completions, true), COMPLETION)
+        .await;
+    // The call beside the claim is dropped.
+    let call = server.call().await;
+    assert_eq!(bed.owner.claim().await.delivery, 1);
+    let left = bed.owner.frame().await;
+    assert_eq!((left.attempt, left.number), (2, 0));
+    let FrameKind::Failed(FailedAttempt { leaving: true, .. }) = left.kind else {
+        panic!("{left:?}")
+    };
+    tokio::time::timeout(PATIENCE, call.closed())
+        .await
+        .expect("closed");
+    assert_eq!(bed.owner.claim().await.delivery, 2);
+    let call = server.call().await;
+    assert_eq!(call.body["prompt"], "x = a");
+    call.answer(500, "{}").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,23 +2,29 @@
 //! through NATS costs more than what it says.
 //!
 //! Wire of a bundle: version (one byte), then of each entry kind (one byte), token (u32, little endian), request (16
-//! bytes), length (u32) and payload. Of its answers: version, then of each token, length and payload.
+//! bytes), for an early frame its job (16 bytes), length (u32) and payload. Of its answers: version, then of each token,
+//! length and payload.
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use uuid::Uuid;
 
 const VERSION: u8 = 1;
-/// Bytes of an entry beside its payload.
-const ENTRY: usize = 1 + 4 + 16 + 4;
+/// Bytes of an entry before its job, if it names one, and its payload's length.
+const START: usize = 1 + 4 + 16;
+const JOB: usize = 16;
+const LENGTH: usize = 4;
+/// Bytes of an entry beside its payload, at most.
+const ENTRY: usize = START + JOB + LENGTH;
 /// Bytes of an answer beside its payload.
 const ANSWER: usize = 4 + 4;
 /// A payload up to this size is copied out of its bundle, so that whoever keeps it does not keep its neighbours.
 const COPIED: usize = 4096;
-/// Bytes that a bundle of one entry has beside its payload.
+/// Bytes that a bundle of one entry has beside its payload, at most.
 pub const OVERHEAD: usize = 1 + ENTRY;
 
 const CLAIM: u8 = 1;
 const FRAME: u8 = 2;
+const EARLY_FRAME: u8 = 3;
 
 /// What an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +33,9 @@ pub enum Kind {
     Claim,
     /// A [`crate::frame::ReplyFrame`], answered by a [`crate::frame::FrameAnswer`].
     Frame,
+    /// The same of this job, sent before the answer to its claim is known. It follows the claim, and only an owner that
+    /// has let this very job proceed takes it: two jobs may take themselves for a request's first attempt.
+    EarlyFrame(Uuid),
 }
 
 /// One message of a bundle.
@@ -77,9 +86,13 @@ pub fn encode(entries: &[Entry]) -> Bytes {
         bytes.put_u8(match entry.kind {
             Kind::Claim => CLAIM,
             Kind::Frame => FRAME,
+            Kind::EarlyFrame(_) => EARLY_FRAME,
         });
         bytes.put_u32_le(entry.token);
         bytes.put_slice(entry.request_id.as_bytes());
+        if let Kind::EarlyFrame(job) = entry.kind {
+            bytes.put_slice(job.as_bytes());
+        }
         put(&mut bytes, &entry.payload);
     }
     bytes.freeze()
@@ -93,21 +106,22 @@ pub fn decode(bytes: &Bytes) -> Result<Vec<Entry>, BundleError> {
     let mut rest = after_version(bytes)?;
     let mut entries = Vec::new();
     while !rest.is_empty() {
-        if rest.len() < ENTRY {
+        if rest.len() < START {
             return Err(BundleError::Short);
         }
-        let kind = match rest.get_u8() {
+        let kind = rest.get_u8();
+        let token = rest.get_u32_le();
+        let request_id = take_id(&mut rest)?;
+        let kind = match kind {
             CLAIM => Kind::Claim,
             FRAME => Kind::Frame,
+            EARLY_FRAME => Kind::EarlyFrame(take_id(&mut rest)?),
             other => return Err(BundleError::Kind(other)),
         };
-        let token = rest.get_u32_le();
-        let mut request = [0; 16];
-        rest.copy_to_slice(&mut request);
         entries.push(Entry {
             kind,
             token,
-            request_id: Uuid::from_bytes(request),
+            request_id,
             payload: take(&mut rest)?,
         });
     }
@@ -167,8 +181,15 @@ fn after_version(bytes: &Bytes) -> Result<Bytes, BundleError> {
     }
 }
 
+fn take_id(rest: &mut Bytes) -> Result<Uuid, BundleError> {
+    let mut id = [0; 16];
+    rest.try_copy_to_slice(&mut id).map_err(|_| BundleError::Short)?;
+    Ok(Uuid::from_bytes(id))
+}
+
 fn take(rest: &mut Bytes) -> Result<Bytes, BundleError> {
-    let length = usize::try_from(rest.get_u32_le()).unwrap_or(usize::MAX);
+    let length = rest.try_get_u32_le().map_err(|_| BundleError::Short)?;
+    let length = usize::try_from(length).unwrap_or(usize::MAX);
     if rest.len() < length {
         return Err(BundleError::Short);
     }
@@ -186,9 +207,11 @@ mod tests {
 
     fn entries() -> impl Strategy<Value = Vec<Entry>> {
         let payload = proptest::collection::vec(any::<u8>(), 0..COPIED * 2);
-        let entry = (any::<bool>(), any::<u32>(), any::<u128>(), payload);
-        let entry = entry.prop_map(|(claim, token, request, payload)| Entry {
-            kind: if claim { Kind::Claim } else { Kind::Frame },
+        let early = any::<u128>().prop_map(|job| Kind::EarlyFrame(Uuid::from_u128(job)));
+        let kind = prop_oneof![Just(Kind::Claim), Just(Kind::Frame), early];
+        let entry = (kind, any::<u32>(), any::<u128>(), payload);
+        let entry = entry.prop_map(|(kind, token, request, payload)| Entry {
+            kind,
             token,
             request_id: Uuid::from_u128(request),
             payload: payload.into(),
@@ -218,7 +241,7 @@ mod tests {
     #[test]
     fn one_entry_costs_what_is_declared() {
         let entry = Entry {
-            kind: Kind::Claim,
+            kind: Kind::EarlyFrame(Uuid::nil()),
             token: 1,
             request_id: Uuid::nil(),
             payload: Bytes::from_static(b"abc"),

@@ -6,6 +6,9 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+/// The number of a request's first attempt.
+pub const FIRST_ATTEMPT: u32 = 1;
+
 /// A worker's question about one delivery.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClaimRequest {

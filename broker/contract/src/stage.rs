@@ -1,8 +1,8 @@
 //! The stages that a request's way takes its time in, under the names that the metrics give them.
 //!
 //! Each is measured on one clock, where it happens, in `duo_stage_seconds`. The broker's follow one another from the
-//! request's head to the first data of its answer; the worker's are what lies within [`Stage::Work`] and, because a
-//! claim is on its way when it is asked and when it is answered, half of [`Stage::Claim`] within [`Stage::Wait`].
+//! request's head to the first data of its answer; the worker's are what lies within [`Stage::Work`] and, until the
+//! claim has come to the broker, at the end of [`Stage::Wait`].
 
 /// One stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,9 +20,11 @@ pub enum Stage {
     Work,
     /// Broker: from there until the client's side takes it; request and *admitted* record are acknowledged by then.
     Reply,
-    /// Worker: from a delivery in hand to the owner's leave to answer it.
+    /// Worker: from a delivery in hand to the owner's leave to answer it. The model's part of a first delivery lies
+    /// beside it.
     Claim,
-    /// Worker: from that leave to the model server's first data. What of the call lay beside the claim is not in it.
+    /// Worker: from a delivery in hand or, where the call waited for it, the owner's leave to the model server's first
+    /// data.
     Model,
 }
 

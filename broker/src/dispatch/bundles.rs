@@ -36,11 +36,14 @@ pub async fn run(dispatch: Dispatch, mut bundles: Subscriber) {
             payload,
         } in entries
         {
+            let framed = |job| {
+                let answer = dispatch.framed(request_id, job, &payload);
+                answer.map(|answer| answer.encode())
+            };
             let answer = match kind {
                 Kind::Claim => dispatch.answer_claim(&payload),
-                Kind::Frame => dispatch
-                    .framed(request_id, &payload)
-                    .map(|answer| answer.encode()),
+                Kind::Frame => framed(None),
+                Kind::EarlyFrame(job) => framed(Some(job)),
             };
             if let (Some(payload), 1..) = (answer, token) {
                 answers.push(Answer { token, payload });

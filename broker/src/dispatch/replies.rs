@@ -10,8 +10,8 @@ use uuid::Uuid;
 use super::Dispatch;
 
 impl Dispatch {
-    /// Hands a frame to its request; the answer, should the worker want one.
-    pub(super) fn framed(&self, request: Uuid, payload: &Bytes) -> Option<FrameAnswer> {
+    /// Hands a frame to its request, an early one with its `job`; the answer, should the worker want one.
+    pub(super) fn framed(&self, request: Uuid, job: Option<Uuid>, payload: &Bytes) -> Option<FrameAnswer> {
         let metrics = &self.0.metrics;
         let frame = match ReplyFrame::decode(payload) {
             Ok(frame) => frame,
@@ -48,7 +48,7 @@ impl Dispatch {
                 "an attempt failed"
             );
         }
-        let (answer, todo) = inflight.frame(frame, Instant::now());
+        let (answer, todo) = inflight.frame(frame, job, Instant::now());
         // A worker's question whether its owner is there is of no attempt, and no frame of an older one.
         if answer == FrameAnswer::Stale && kind != "heartbeat" {
             metrics.frames_dropped.with_label_values(&["stale"]).inc();

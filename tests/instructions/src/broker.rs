@@ -239,7 +239,7 @@ impl Broker {
                 number,
                 kind: kind.clone(),
             };
-            let (answer, _) = inflight.frame(frame, now);
+            let (answer, _) = inflight.frame(frame, None, now);
             assert_eq!(answer, FrameAnswer::Confirmed);
         }
     }

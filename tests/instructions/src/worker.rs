@@ -178,12 +178,12 @@ impl nats::Role for Owner {
             for Entry { kind, token, .. } in bundle::decode(&message.payload).expect("a bundle") {
                 let payload = match (kind, token) {
                     (Kind::Claim, _) => ClaimReply::Proceed { attempt: 1 }.encode(),
-                    (Kind::Frame, 0) => {
+                    (Kind::Frame | Kind::EarlyFrame(_), 0) => {
                         self.frame_seen.try_send(()).expect("room");
                         continue;
                     }
                     // The last one asks.
-                    (Kind::Frame, _) => FrameAnswer::Confirmed.encode(),
+                    (Kind::Frame | Kind::EarlyFrame(_), _) => FrameAnswer::Confirmed.encode(),
                 };
                 answers.push(bundle::Answer { token, payload });
             }

@@ -1,5 +1,6 @@
 //! A real nats-server, an owner, a model server and a worker in one process.
 
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -11,7 +12,7 @@ use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::{consumer, stream};
 use bytes::Bytes;
 use duo_contract::bundle::{self, Answer, Kind};
-use duo_contract::claim::{ClaimReply, ClaimRequest};
+use duo_contract::claim::{ClaimReply, ClaimRequest, FIRST_ATTEMPT};
 use duo_contract::envelope::{Endpoint, Head, RequestEnvelope};
 use duo_contract::frame::{FrameAnswer, FrameKind, ReplyFrame};
 use duo_contract::name::{FeatureName, Lane, ModelName};
@@ -353,7 +354,8 @@ pub(crate) struct Owner {
     pub(crate) name: String,
     pub(crate) claims: mpsc::Receiver<ClaimRequest>,
     pub(crate) frames: mpsc::Receiver<ReplyFrame>,
-    answers: mpsc::Sender<ClaimReply>,
+    early: mpsc::Receiver<Uuid>,
+    answers: mpsc::Sender<Option<ClaimReply>>,
     last_answers: mpsc::Sender<FrameAnswer>,
     client: async_nats::Client,
 }
@@ -368,25 +370,40 @@ impl Owner {
         client.flush().await.expect("flushes");
         let (claims_out, claims) = mpsc::channel(1000);
         let (frames_out, frames) = mpsc::channel(10_000);
-        let (answers, mut answers_in) = mpsc::channel::<ClaimReply>(1000);
+        let (early_out, early) = mpsc::channel(1000);
+        let (answers, mut answers_in) = mpsc::channel::<Option<ClaimReply>>(1000);
         let (last_answers, mut last_answers_in) = mpsc::channel::<FrameAnswer>(1000);
         let answering = client.clone();
         tokio::spawn(async move {
-            let mut attempt = 0;
+            let mut attempts = HashMap::new();
+            // Jobs that have leave for a first attempt.
+            let mut first = HashSet::new();
             while let Some(message) = bundles.next().await {
                 let mut said = Vec::new();
                 for entry in bundle::decode(&message.payload).expect("a bundle") {
                     let answer = match entry.kind {
                         Kind::Claim => {
                             let claim = ClaimRequest::decode(&entry.payload).expect("a claim");
+                            let Some(answer) = answers_in.try_recv().unwrap_or_else(|_| {
+                                let attempt = attempts.entry(claim.request_id).or_insert(0);
+                                *attempt += 1;
+                                Some(ClaimReply::Proceed { attempt: *attempt })
+                            }) else {
+                                claims_out.send(claim).await.expect("room");
+                                continue;
+                            };
+                            let leave = ClaimReply::Proceed {
+                                attempt: FIRST_ATTEMPT,
+                            };
+                            first.extend(claim.job.filter(|_| answer == leave));
                             claims_out.send(claim).await.expect("room");
-                            let answer = answers_in.try_recv().unwrap_or_else(|_| {
-                                attempt += 1;
-                                ClaimReply::Proceed { attempt }
-                            });
                             answer.encode()
                         }
-                        Kind::Frame => {
+                        Kind::EarlyFrame(job) if !first.contains(&job) => {
+                            early_out.send(job).await.expect("room");
+                            FrameAnswer::Stale.encode()
+                        }
+                        Kind::Frame | Kind::EarlyFrame(_) => {
                             let frame = ReplyFrame::decode(&entry.payload).expect("a frame");
                             // A last frame that is sent again among the missing ones does not ask.
                             let last = frame.is_last() && entry.token > 0;
@@ -402,7 +419,7 @@ impl Owner {
                         });
                     }
                 }
-                if let Some(reply) = message.reply {
+                if let Some(reply) = message.reply.filter(|_| !said.is_empty()) {
                     let answers = bundle::encode_answers(&said);
                     answering.publish(reply, answers).await.expect("sent");
                 }
@@ -412,6 +429,7 @@ impl Owner {
             name,
             claims,
             frames,
+            early,
             answers,
             last_answers,
             client: client.clone(),
@@ -420,7 +438,20 @@ impl Owner {
 
     /// The answer to the next claim that has none yet.
     pub(crate) async fn will_answer(&self, reply: ClaimReply) {
-        self.answers.send(reply).await.expect("room");
+        self.answers.send(Some(reply)).await.expect("room");
+    }
+
+    /// The next claim that has no answer yet gets none, as if it were lost.
+    pub(crate) async fn will_miss_a_claim(&self) {
+        self.answers.send(None).await.expect("room");
+    }
+
+    /// A frame has come of a job that has no leave.
+    pub(crate) async fn early_frame(&mut self) -> Uuid {
+        tokio::time::timeout(PATIENCE, self.early.recv())
+            .await
+            .expect("in time")
+            .expect("an owner")
     }
 
     /// The answer to the next last frame that has none yet.

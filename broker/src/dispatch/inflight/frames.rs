@@ -7,6 +7,7 @@ use bytes::Bytes;
 use duo_contract::audit::Outcome;
 use duo_contract::failure::RetryRule;
 use duo_contract::frame::{FailedAttempt, FrameAnswer, FrameKind, ReplyFrame, Summary, Tokens};
+use uuid::Uuid;
 
 use super::endings::{Ending, Stop, cut_off};
 use super::{CLIENT_BUFFER, InFlight, State, Todo};
@@ -61,11 +62,12 @@ impl Held {
 }
 
 impl InFlight {
-    /// Takes a frame. The answer is for last frames, which are requests.
+    /// Takes a frame; of an early one `job` says whose it is. The answer is for last frames, which are requests.
     #[must_use]
-    pub fn frame(&self, frame: ReplyFrame, now: Instant) -> (FrameAnswer, Todo) {
+    pub fn frame(&self, frame: ReplyFrame, job: Option<Uuid>, now: Instant) -> (FrameAnswer, Todo) {
         let mut state = self.state();
-        if frame.attempt != state.attempt.number {
+        let speaks = job.is_none() || state.claimed_by.as_ref().is_some_and(|claim| claim.job == job);
+        if frame.attempt != state.attempt.number || !speaks {
             return (FrameAnswer::Stale, Todo::default());
         }
         if !state.attempt.alive {

@@ -8,6 +8,7 @@ use prometheus::Registry;
 
 use bytes::Bytes;
 use duo_contract::audit::{AuditKind, Outcome};
+use duo_contract::claim::FIRST_ATTEMPT;
 use duo_contract::failure::Failure;
 use duo_contract::frame::{FrameKind, ReplyFrame, Summary, Tokens};
 use futures_util::FutureExt as _;
@@ -135,6 +136,7 @@ impl Bench {
                     number,
                     kind,
                 },
+                None,
                 self.start,
             )
             .0
@@ -420,17 +422,25 @@ fn a_silent_worker_is_told_to_stop_when_its_request_ends_by_a_claim() {
     assert_eq!(todo.cancel.map(|(worker, _)| worker).as_deref(), Some("w"));
 }
 
-#[test]
-fn one_delivery_counted_twice_begins_one_attempt() {
-    let bench = Bench::new(true);
-    let claim = |worker: &str, job: u128| ClaimRequest {
+fn claim_of_first_delivery(bench: &Bench) -> ClaimRequest {
+    ClaimRequest {
         request_id: bench.inflight.request_id,
         publication: 1,
         stream_sequence: 10,
         delivery: 1,
+        worker: "w".into(),
+        job: None,
+        server: None,
+    }
+}
+
+#[test]
+fn one_delivery_counted_twice_begins_one_attempt() {
+    let bench = Bench::new(true);
+    let claim = |worker: &str, job: u128| ClaimRequest {
         worker: worker.into(),
         job: Some(Uuid::from_u128(job)),
-        server: None,
+        ..claim_of_first_delivery(&bench)
     };
     let ask = |worker, job| bench.inflight.claim(&claim(worker, job), bench.start).0;
     assert_eq!(ask("w", 1), ClaimReply::Proceed { attempt: 1 });
@@ -440,6 +450,50 @@ fn one_delivery_counted_twice_begins_one_attempt() {
         "a new job of the same worker"
     );
     assert_eq!(ask("w", 1), ClaimReply::Proceed { attempt: 1 });
+}
+
+#[test]
+fn an_early_frame_counts_for_the_job_that_has_leave_alone() {
+    let bench = Bench::new(true);
+    let job = |number| Some(Uuid::from_u128(number));
+    let early = |number, kind, job| {
+        let frame = ReplyFrame {
+            attempt: FIRST_ATTEMPT,
+            number,
+            kind,
+        };
+        bench.inflight.frame(frame, job, bench.start).0
+    };
+    assert_eq!(
+        early(0, chunk("early"), job(1)),
+        FrameAnswer::Stale,
+        "nobody has leave yet"
+    );
+    let claim = ClaimRequest {
+        job: job(1),
+        ..claim_of_first_delivery(&bench)
+    };
+    assert_eq!(
+        bench.inflight.claim(&claim, bench.start).0,
+        ClaimReply::Proceed {
+            attempt: FIRST_ATTEMPT
+        }
+    );
+    // Another job that takes itself for the first attempt, a delivery having been counted twice.
+    assert_eq!(early(0, chunk("foreign"), job(2)), FrameAnswer::Stale);
+    assert_eq!(early(0, chunk("a"), job(1)), FrameAnswer::Confirmed);
+    assert_eq!(early(1, done(), job(2)), FrameAnswer::Stale);
+    assert_eq!(early(1, done(), job(1)), FrameAnswer::Confirmed);
+    assert_eq!(
+        early(1, done(), job(2)),
+        FrameAnswer::Stale,
+        "over, but not by it"
+    );
+    let text = bench.text();
+    assert!(
+        text.contains(r#""content":"a""#) && !text.contains("foreign"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -572,7 +626,7 @@ fn every_gap_is_asked_for_at_once_and_again_when_the_order_was_lost() {
             number,
             kind,
         };
-        bench.inflight.frame(frame, bench.start + after).1.resend
+        bench.inflight.frame(frame, None, bench.start + after).1.resend
     };
     let order = |from, until| Some(("w".to_owned(), 1, from, until));
     let soon = Duration::from_millis(10);

@@ -177,7 +177,14 @@ fn stages(rows: &[StagesRow]) -> Vec<String> {
     for row in rows {
         headings.extend(["MEAN", "P50"].map(|what| format!("{} {what}", row.request.to_uppercase())));
         let mut column = row.stages.clone();
-        column.extend([row.sum(), row.left(), row.client, row.direct, row.added()]);
+        column.extend([
+            row.sum(),
+            row.left(),
+            row.client,
+            row.direct,
+            row.added(),
+            row.claim,
+        ]);
         columns.push(column);
     }
     let Some(first) = columns.first() else {

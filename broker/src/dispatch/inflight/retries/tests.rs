@@ -22,7 +22,7 @@ fn failed_by_w(failure: Failure) -> Bench {
         number: 0,
         kind: FrameKind::Failed(failed),
     };
-    let (answer, _) = bench.inflight.frame(frame, bench.start);
+    let (answer, _) = bench.inflight.frame(frame, None, bench.start);
     assert!(matches!(answer, FrameAnswer::HandBack { .. }), "{answer:?}");
     bench
 }

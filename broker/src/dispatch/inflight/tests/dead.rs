@@ -43,7 +43,7 @@ fn what_the_client_did_or_what_ran_out_of_time_is_no_dead_letter() {
             number: 0,
             kind: failed(kind),
         };
-        let (answer, todo) = bench.inflight.frame(frame, bench.start);
+        let (answer, todo) = bench.inflight.frame(frame, None, bench.start);
         assert_eq!(answer, FrameAnswer::Confirmed, "{kind}");
         assert_eq!(todo.dead.is_some(), dies, "{kind}");
     }
@@ -78,7 +78,7 @@ fn what_attempts_met_is_told_in_order_and_without_end() {
         number: 0,
         kind: failed(FailureKind::Internal),
     };
-    let head = letter_of(bench.inflight.frame(frame, bench.start).1);
+    let head = letter_of(bench.inflight.frame(frame, None, bench.start).1);
     let numbers: Vec<_> = head.stories.iter().map(|story| story.attempt).collect();
     assert_eq!(numbers.len(), duo_contract::dead::MOST_STORIES);
     assert!(numbers.is_sorted() && numbers[0] == 1 && numbers.last() == Some(&41));

@@ -449,7 +449,7 @@ impl World {
             self.heard = self.now;
         }
         let (attempt, was_over) = (frame.attempt, self.over);
-        let answer = self.turn(last_word, |inflight, now| inflight.frame(frame, now));
+        let answer = self.turn(last_word, |inflight, now| inflight.frame(frame, None, now));
         let ended = last_word && !was_over && !self.bench.inflight.state().attempt.alive;
         if ended {
             self.told.insert(attempt, answer.clone());
