@@ -270,12 +270,13 @@ impl Admission {
 
     /// What a newcomer finds. Models that share a server share its slots, so
     /// their work is ahead of it too.
-    fn prospect(&self, own: &Line, capacity: &Capacity, lane: Lane, now: Instant) -> Prospect {
+    fn prospect(&self, own: &Line, capacity: &Arc<Capacity>, lane: Lane, now: Instant) -> Prospect {
         let loads = own.loads(now);
         let first_byte = loads[line::index(lane)].first_byte;
         let mut pool = Pool::new(&loads);
-        for (model, part) in &capacity.neighbours {
-            pool.add(&self.line(model).loads(now), *part);
+        let neighbours = own.neighbours(capacity, |model| self.line(model));
+        for (line, part) in neighbours.iter().filter(|(line, _)| !line.is_empty()) {
+            pool.add(&line.loads(now), *part);
         }
         let slots = f64::from(capacity.slots);
         let prospect = match lane {

@@ -24,6 +24,10 @@ const MAX_WAITING: i64 = 8192;
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 /// Backstop far past the longest live deadline; the deadline itself is the owner's.
 const LIVE_MAX_AGE: Duration = Duration::from_secs(2 * 3600);
+/// The server drops a model's consumers when no worker has pulled from them for so long, by which time nothing can be
+/// left for them: those of a model that was removed would make each acknowledgement dearer. One that is still configured
+/// is made again at the next look.
+const UNUSED_FOR: Duration = Duration::from_secs(3 * 3600);
 /// Backstop past the longest job.
 const JOBS_MAX_AGE: Duration = Duration::from_secs(8 * 24 * 3600);
 /// Dead letters stay this long.
@@ -94,12 +98,15 @@ pub async fn ensure_model(nats: &Nats, queue: &QueueConfig, model: &ModelName) -
     let context = nats.jetstream();
     for lane in Lane::LIVE {
         let filter = subject::live_filter(lane, model);
-        let config = consumer(
-            subject::consumer(lane, model),
-            filter,
-            queue.lease,
-            queue.replicas,
-        );
+        let config = pull::Config {
+            inactive_threshold: UNUSED_FOR,
+            ..consumer(
+                subject::consumer(lane, model),
+                filter,
+                queue.lease,
+                queue.replicas,
+            )
+        };
         ensure_consumer(&context, subject::LIVE_STREAM, config).await?;
     }
     Ok(())

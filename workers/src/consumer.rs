@@ -1,8 +1,8 @@
 //! Takes a slot, then fetches: the deliveries of one model server's models.
 //!
-//! The pulls are our own requests, one message each, so that a lost connection
-//! is noticed at once and nothing is prefetched. When no work is wanted their
-//! subscriptions end, and what was on its way is handed back.
+//! The pulls are our own requests, for no more messages than there is room, so
+//! that a lost connection is noticed at once and nothing is prefetched. When no
+//! work is wanted their subscription ends, and what was on its way is handed back.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,9 +17,9 @@ use tokio::time::Instant;
 
 use crate::delivery::{Ack, Delivery};
 use crate::job::Job;
-use crate::lanes::{Lines, Pull};
+use crate::lanes::{Ask, Lines, Pull};
 use crate::model_server::ModelServer;
-use crate::pulls::Pulls;
+use crate::pulls::{Came, Pulls, Target};
 use crate::startup::Worker;
 
 /// Pause before subscribing is tried again.
@@ -84,11 +84,11 @@ impl Fetcher {
                 });
             }
         }
-        let subjects: Vec<_> = sources
-            .iter()
-            .map(|source| subject::pull(source.stream, &source.consumer))
-            .collect();
-        let pulls = Pulls::open(&worker.nats, subjects).await?;
+        let targets = sources.iter().map(|source| Target {
+            consumer: source.consumer.clone(),
+            subject: subject::pull(source.stream, &source.consumer),
+        });
+        let pulls = Pulls::open(&worker.nats, targets.collect()).await?;
         let lines = Lines::new(sources.iter().map(|source| source.lane), server.slots.total());
         Ok(Self {
             worker,
@@ -129,7 +129,7 @@ impl Fetcher {
                     self.lines.wake();
                 }
                 answer = self.pulls.next() => match answer {
-                    Some((index, message)) => self.answered(index, message),
+                    Some(message) => self.answered(message),
                     // The connection is closed for good.
                     None => return,
                 },
@@ -145,7 +145,7 @@ impl Fetcher {
     async fn close(mut self) {
         self.pulls.drain().await;
         let arrivals = async {
-            while let Some((_, mut message)) = self.pulls.next().await {
+            while let Some(mut message) = self.pulls.next().await {
                 if let (None, Some(ack_subject)) = (message.status, message.reply.take()) {
                     self.hand_back(ack_subject.to_string());
                 }
@@ -163,38 +163,38 @@ impl Fetcher {
                 .breaker
                 .limit(server.slots.room(lane), server.slots.in_use())
         };
-        for (index, pull) in self.lines.plan(room, Instant::now()) {
-            if let Err(error) = self.pulls.send(index, pull).await {
+        for (index, ask) in self.lines.plan(room, Instant::now()) {
+            if let Err(error) = self.pulls.send(index, ask).await {
                 tracing::error!(%error, "a pull cannot be sent");
             }
         }
     }
 
     fn forget(&mut self, all: bool) {
-        while let Some((index, pull)) = self.pulls.lost(all) {
-            self.lines.lost(index, pull);
+        while let Some((index, ask)) = self.pulls.lost(all) {
+            self.lines.lost(index, ask);
         }
     }
 
-    fn answered(&mut self, index: usize, message: Message) {
-        let pull = self.pulls.answered(index, &message);
-        match (message.status, pull) {
+    fn answered(&mut self, message: Message) {
+        let (index, ask) = match self.pulls.came(&message) {
             // A pull may have counted as lost when its answer came after all.
-            (None, pull) => self.delivered(index, pull, message),
-            (Some(_), None) => {}
-            (Some(StatusCode::NOT_FOUND | StatusCode::TIMEOUT), Some(pull)) => self.lines.empty(index, pull),
-            (Some(StatusCode::NO_RESPONDERS), Some(pull)) => {
-                self.refused(index, pull, "the consumer does not exist");
-            }
-            (Some(status), Some(pull)) => {
+            Came::Delivery(index, pull) => return self.delivered(index, pull, message),
+            Came::Over(index, ask) => (index, ask),
+            Came::Nothing => return,
+        };
+        match message.status {
+            Some(StatusCode::NOT_FOUND | StatusCode::TIMEOUT) | None => self.lines.empty(index, ask),
+            Some(StatusCode::NO_RESPONDERS) => self.refused(index, ask, "the consumer does not exist"),
+            Some(status) => {
                 let reason = message.description.as_deref().unwrap_or("no reason given");
-                self.refused(index, pull, &format!("{status} {reason}"));
+                self.refused(index, ask, &format!("{status} {reason}"));
             }
         }
     }
 
-    fn refused(&mut self, index: usize, pull: Pull, reason: &str) {
-        if self.lines.refused(index, pull, Instant::now()) {
+    fn refused(&mut self, index: usize, ask: Ask, reason: &str) {
+        if self.lines.refused(index, ask, Instant::now()) {
             let consumer = &self.sources[index].consumer;
             tracing::warn!(
                 consumer,

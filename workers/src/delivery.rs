@@ -5,6 +5,8 @@ use async_nats::Message;
 
 use crate::slots::Slot;
 
+const PREFIX: &str = "$JS.ACK.";
+
 /// One hand-over of a request by JetStream.
 #[derive(Debug)]
 pub struct Delivery {
@@ -29,18 +31,29 @@ pub struct Ack {
     pub pending: u64,
 }
 
+/// The consumer that an acknowledgement subject names.
+#[must_use]
+pub fn consumer_of(ack_subject: &str) -> Option<&str> {
+    let rest = ack_subject.strip_prefix(PREFIX)?;
+    rest.split('.').nth(skipped(rest)? - 1)
+}
+
+/// Tokens before the number of deliveries, of which the last is the consumer.
+fn skipped(rest: &str) -> Option<usize> {
+    match rest.split('.').count() {
+        7 => Some(2),
+        9.. => Some(4),
+        _ => None,
+    }
+}
+
 impl Ack {
     /// Reads `$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>`
     /// or the longer form with domain and account hash behind `$JS.ACK`.
     #[must_use]
     pub fn parse(subject: &str) -> Option<Self> {
-        let rest = subject.strip_prefix("$JS.ACK.")?;
-        let skip = match rest.split('.').count() {
-            7 => 2,
-            9.. => 4,
-            _ => return None,
-        };
-        let mut tokens = rest.split('.').skip(skip);
+        let rest = subject.strip_prefix(PREFIX)?;
+        let mut tokens = rest.split('.').skip(skipped(rest)?);
         let mut number = || tokens.next()?.parse().ok();
         let (delivered, stream_sequence) = (number()?, number()?);
         let (_consumer_sequence, _time, pending) = (number()?, number()?, number()?);
@@ -67,6 +80,7 @@ mod tests {
         let long = "$JS.ACK.hub.Ab12.DUO_LIVE.interactive-mistral.2.41.99.1795343526000000000.7";
         for subject in [short.to_owned(), long.to_owned(), format!("{long}.rnd")] {
             assert_eq!(Ack::parse(&subject), Some(ack), "{subject}");
+            assert_eq!(consumer_of(&subject), Some("interactive-mistral"), "{subject}");
         }
     }
 

@@ -11,8 +11,10 @@ use duo_contract::name::Lane;
 use duo_process::retry::RetryPolicy;
 use tokio::time::Instant;
 
-/// Most pulls of one consumer that wait at the server.
+/// Most messages of one consumer that pulls at the server wait for.
 const MOST_WAITING: usize = 32;
+/// What waits is topped up when so large a part of it is gone: a pull for each message would cost as much as the message.
+const TOP_UP_PART: usize = 4;
 /// Every so many probes the lower lane is asked first: its guaranteed share.
 const LOWER_FIRST_EVERY: u32 = 8;
 /// Pause after a consumer that is not there, growing to the cap.
@@ -28,6 +30,22 @@ pub enum Pull {
     Probe,
 }
 
+/// What is asked of one consumer, or was: pulls of one kind, for so many messages together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ask {
+    /// How they behave.
+    pub pull: Pull,
+    /// Messages.
+    pub count: usize,
+}
+
+impl Ask {
+    const PROBE: Self = Self {
+        pull: Pull::Probe,
+        count: 1,
+    };
+}
+
 /// The lines of one model server, one per consumer.
 #[derive(Debug)]
 pub struct Lines {
@@ -40,6 +58,7 @@ pub struct Lines {
 #[derive(Debug)]
 struct Line {
     lane: Lane,
+    /// Messages that pulls at the server wait for.
     waiting: usize,
     probing: usize,
     backlog: Backlog,
@@ -82,7 +101,9 @@ impl Lines {
     }
 
     /// The pulls to send now, given the room that each lane has; they count as sent.
-    pub fn plan(&mut self, room: impl Fn(Lane) -> usize, now: Instant) -> Vec<(usize, Pull)> {
+    pub fn plan(&mut self, room: impl Fn(Lane) -> usize, now: Instant) -> Vec<(usize, Ask)> {
+        let rooms = Lane::ALL.map(room);
+        let room = |lane: Lane| rooms[lane as usize];
         let free = room(Lane::Keystroke);
         let scarce = free < self.lines.len().max(self.slots / 4);
         let under_way: usize = self.lines.iter().map(|line| line.probing).sum();
@@ -103,20 +124,22 @@ impl Lines {
             line.resting_until = None;
             if !scarce || line.backlog == Backlog::Empty {
                 let more = want.saturating_sub(line.waiting + line.probing);
-                line.waiting += more;
-                pulls.extend(std::iter::repeat_n((index, Pull::Waiting), more));
+                if line.waiting == 0 || more > want / TOP_UP_PART {
+                    line.waiting += more;
+                    let pull = Pull::Waiting;
+                    pulls.extend((more > 0).then_some((index, Ask { pull, count: more })));
+                }
             }
         }
         // Slot by slot, so that slots that come free together are shared as those that come one by one.
         while scarce && unpromised > 0 {
-            let wants = |&index: &usize| self.lines[index].wants_probe(&room);
-            let Some(index) = self.order().into_iter().find(wants) else {
+            let Some(index) = self.next_probe(room) else {
                 break;
             };
             self.lines[index].probing += 1;
             self.probes = self.probes.wrapping_add(1);
             unpromised -= 1;
-            pulls.push((index, Pull::Probe));
+            pulls.push((index, Ask::PROBE));
         }
         pulls
     }
@@ -124,7 +147,7 @@ impl Lines {
     /// A pull, if it is known which, brought a delivery, behind which `pending` messages wait.
     pub fn delivered(&mut self, index: usize, pull: Option<Pull>, pending: u64) {
         let line = match pull {
-            Some(pull) => self.answered(index, pull),
+            Some(pull) => self.answered(index, Ask { pull, count: 1 }),
             None => &mut self.lines[index],
         };
         line.failures = 0;
@@ -144,22 +167,22 @@ impl Lines {
         };
     }
 
-    /// A pull found nothing.
-    pub fn empty(&mut self, index: usize, pull: Pull) {
-        let line = self.answered(index, pull);
+    /// Pulls found nothing more.
+    pub fn empty(&mut self, index: usize, ask: Ask) {
+        let line = self.answered(index, ask);
         line.failures = 0;
         line.backlog = Backlog::Empty;
     }
 
-    /// A pull was lost with its connection or inbox.
-    pub fn lost(&mut self, index: usize, pull: Pull) {
-        self.answered(index, pull).backlog = Backlog::Unknown;
+    /// Pulls were lost with their connection or inbox.
+    pub fn lost(&mut self, index: usize, ask: Ask) {
+        self.answered(index, ask).backlog = Backlog::Unknown;
     }
 
     /// A pull was refused: the line rests. True for the first time in a row.
-    pub fn refused(&mut self, index: usize, pull: Pull, now: Instant) -> bool {
+    pub fn refused(&mut self, index: usize, ask: Ask, now: Instant) -> bool {
         let rest = self.rest;
-        let line = self.answered(index, pull);
+        let line = self.answered(index, ask);
         line.backlog = Backlog::Unknown;
         let resting = line.resting_until.is_some_and(|until| until > now);
         if !resting {
@@ -184,18 +207,19 @@ impl Lines {
         }
     }
 
-    fn answered(&mut self, index: usize, pull: Pull) -> &mut Line {
+    fn answered(&mut self, index: usize, Ask { pull, count }: Ask) -> &mut Line {
         let line = &mut self.lines[index];
-        let count = match pull {
+        let left = match pull {
             Pull::Waiting => &mut line.waiting,
             Pull::Probe => &mut line.probing,
         };
-        *count = count.saturating_sub(1);
+        *left = left.saturating_sub(count);
         line
     }
 
-    /// Lane order, the lowest first every so often; within a lane each line in turn, in the usual order as in the other.
-    fn order(&self) -> Vec<usize> {
+    /// The line that the next slot is offered to, if one wants it: in lane order, the lowest first every so often;
+    /// within a lane each line in turn, in the usual order as in the other.
+    fn next_probe(&self, room: impl Fn(Lane) -> usize) -> Option<usize> {
         let count = self.lines.len();
         let lower_turns = self.probes / LOWER_FIRST_EVERY;
         let is_lower_first = self.probes % LOWER_FIRST_EVERY == LOWER_FIRST_EVERY - 1;
@@ -205,12 +229,13 @@ impl Lines {
             self.probes - lower_turns
         };
         let first = usize::try_from(turn).unwrap_or(0) % count.max(1);
-        let mut order: Vec<usize> = (0..count).map(|offset| (first + offset) % count).collect();
-        order.sort_by_key(|&index| self.lines[index].lane);
+        let wants = |index: &usize| self.lines[*index].wants_probe(&room);
+        let willing = (0..count).map(|offset| (first + offset) % count).filter(wants);
         if is_lower_first {
-            order.reverse();
+            willing.max_by_key(|&index| self.lines[index].lane)
+        } else {
+            willing.min_by_key(|&index| self.lines[index].lane)
         }
-        order
     }
 }
 
@@ -237,29 +262,43 @@ mod tests {
         Lines::new([Lane::Keystroke, Lane::Interactive], slots)
     }
 
+    fn waiting(index: usize, count: usize) -> (usize, Ask) {
+        let pull = Pull::Waiting;
+        (index, Ask { pull, count })
+    }
+
+    fn probe(index: usize) -> (usize, Ask) {
+        (index, Ask::PROBE)
+    }
+
     #[tokio::test]
-    async fn with_many_free_slots_each_line_waits_with_as_many_pulls() {
+    async fn with_many_free_slots_each_line_waits_for_as_many_messages_and_is_topped_up() {
         let mut lines = lines(8);
-        let pulls = lines.plan(|_| 8, Instant::now());
-        assert_eq!(pulls.iter().filter(|(line, _)| *line == 0).count(), 8);
-        assert_eq!(pulls.iter().filter(|(line, _)| *line == 1).count(), 8);
-        assert!(lines.plan(|_| 8, Instant::now()).is_empty());
+        let now = Instant::now();
+        assert_eq!(lines.plan(|_| 8, now), [waiting(0, 8), waiting(1, 8)]);
+        assert!(lines.plan(|_| 8, now).is_empty());
+        for _ in 0..2 {
+            lines.delivered(1, Some(Pull::Waiting), 0);
+            assert!(lines.plan(|_| 8, now).is_empty(), "enough waits");
+        }
         lines.delivered(1, Some(Pull::Waiting), 0);
-        assert_eq!(lines.plan(|_| 8, Instant::now()), [(1, Pull::Waiting)]);
+        assert_eq!(lines.plan(|_| 8, now), [waiting(1, 3)]);
+        lines.empty(0, waiting(0, 8).1);
+        assert_eq!(lines.plan(|_| 8, now), [waiting(0, 8)]);
     }
 
     #[tokio::test]
     async fn a_scarce_slot_is_offered_to_keystroke_first() {
         let mut lines = lines(1);
         let now = Instant::now();
-        assert_eq!(lines.plan(|_| 1, now), [(0, Pull::Probe)]);
+        assert_eq!(lines.plan(|_| 1, now), [probe(0)]);
         assert!(lines.plan(|_| 1, now).is_empty(), "the slot is promised");
-        lines.empty(0, Pull::Probe);
-        assert_eq!(lines.plan(|_| 1, now), [(0, Pull::Waiting), (1, Pull::Probe)]);
+        lines.empty(0, Ask::PROBE);
+        assert_eq!(lines.plan(|_| 1, now), [waiting(0, 1), probe(1)]);
         lines.delivered(1, Some(Pull::Probe), 5);
         assert!(lines.plan(|_| 0, now).is_empty());
         // Keystroke's pull still waits, so it has nothing: the slot is interactive's.
-        assert_eq!(lines.plan(|_| 1, now), [(1, Pull::Probe)]);
+        assert_eq!(lines.plan(|_| 1, now), [probe(1)]);
     }
 
     #[tokio::test]
@@ -282,19 +321,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_consumer_that_is_not_there_is_asked_again_within_half_a_second() {
         let mut lines = Lines::new([Lane::Interactive], 4);
-        let pulls = lines.plan(|_| 4, Instant::now());
-        let first: Vec<_> = pulls
-            .iter()
-            .map(|_| lines.refused(0, Pull::Waiting, Instant::now()))
-            .collect();
-        assert_eq!(first, [true, false, false, false]);
+        let ask = waiting(0, 4).1;
+        assert_eq!(lines.plan(|_| 4, Instant::now()), [(0, ask)]);
+        assert!(lines.refused(0, ask, Instant::now()));
         for _ in 0..20 {
             assert!(lines.plan(|_| 4, Instant::now()).is_empty());
             let until = lines.rested_at().expect("resting");
             assert!(until <= Instant::now() + REST_CAP);
             tokio::time::sleep_until(until).await;
-            assert_eq!(lines.plan(|_| 1, Instant::now()).len(), 1);
-            assert!(!lines.refused(0, Pull::Waiting, Instant::now()), "said once");
+            let again = lines.plan(|_| 1, Instant::now());
+            assert_eq!(again.len(), 1);
+            assert!(!lines.refused(0, again[0].1, Instant::now()), "said once");
         }
     }
 
@@ -316,8 +353,8 @@ mod tests {
             for count in freed {
                 let pulls = lines.plan(|_| count, now);
                 prop_assert_eq!(pulls.len(), count);
-                for (index, pull) in pulls {
-                    prop_assert_eq!(pull, Pull::Probe);
+                for (index, ask) in pulls {
+                    prop_assert_eq!(ask, Ask::PROBE);
                     served[index] += 1;
                     lines.delivered(index, Some(Pull::Probe), 1000);
                 }
@@ -352,8 +389,8 @@ mod tests {
                 running.iter_mut().for_each(|time| *time -= 1);
                 running.retain(|time| *time > 0);
                 let free = slots - running.len();
-                for (index, pull) in lines.plan(|_| free, now) {
-                    waiting.push((index, pull));
+                for (index, Ask { pull, count }) in lines.plan(|_| free, now) {
+                    waiting.extend(std::iter::repeat_n((index, pull), count));
                 }
                 let probes = waiting.iter().filter(|(_, pull)| *pull == Pull::Probe).count();
                 prop_assert!(probes <= slots);
@@ -373,7 +410,7 @@ mod tests {
                             lines.handed_back(index);
                         }
                     } else if pull == Pull::Probe {
-                        lines.empty(index, pull);
+                        lines.empty(index, Ask::PROBE);
                     } else {
                         kept.push((index, pull));
                     }

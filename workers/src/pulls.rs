@@ -1,13 +1,12 @@
 //! Pull requests under way, and what comes back for them.
 //!
-//! JetStream delivers a message under its own subject, so an answer does not
-//! name its pull. Each consumer therefore has a subscription of its own, and
-//! a delivery answers the oldest pull, as the server serves them in order. A
-//! status does name its pull.
+//! JetStream delivers a message under its own subject, so a delivery does not
+//! name its pull, and a pull for several messages takes turns with the others
+//! of its consumer. What counts is how many messages all of them together may
+//! still bring. The acknowledgement subject of a delivery names its consumer;
+//! a status names its pull.
 
-use std::collections::VecDeque;
-use std::future::poll_fn;
-use std::task::Poll;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use async_nats::{Message, StatusCode, Subject, Subscriber};
@@ -16,177 +15,381 @@ use duo_process::nats::Nats;
 use futures_util::StreamExt as _;
 use tokio::time::Instant;
 
-use crate::lanes::Pull;
+use crate::delivery;
+use crate::lanes::{Ask, Pull};
 
 /// How long a pull waits at the server.
 const EXPIRES: Duration = Duration::from_secs(20);
+/// While a pull waits the server says so often that it still knows it.
+const BEAT: Duration = Duration::from_secs(1);
 /// How long its answer may take beyond that before it counts as lost.
 const SLACK: Duration = Duration::from_secs(2);
-/// A pull that waits; nanoseconds of [`EXPIRES`].
-const WAITING: &[u8] = br#"{"batch":1,"expires":20000000000}"#;
-/// The same, and the server says every second that it still knows it.
-const BEATING: &[u8] = br#"{"batch":1,"expires":20000000000,"idle_heartbeat":1000000000}"#;
-/// A consumer whose beating pull is silent for so long has lost all its pulls: the server that led it has died or
-/// hangs, and the one that leads now knows nothing of them.
+/// A consumer that waits and is silent for so long has lost all its pulls: the server that led it has died or hangs, and
+/// the one that leads now knows nothing of them.
 const SILENCE: Duration = Duration::from_millis(3500);
-/// A pull that is answered at once.
-const PROBE: &[u8] = br#"{"batch":1,"no_wait":true}"#;
+/// A status of a pull says here how many messages it has not brought.
+const UNDELIVERED: &str = "Nats-Pending-Messages";
 
-/// The pulls of several consumers. Dropping it ends the subscriptions: the
+/// The pulls of several consumers. Dropping it ends the subscription: the
 /// server sees that nobody listens.
 #[derive(Debug)]
 pub struct Pulls {
     nats: Nats,
+    /// What their reply subjects begin with; consumer and pull follow.
+    prefix: String,
+    answers: Subscriber,
     consumers: Vec<Consumer>,
+    by_name: HashMap<String, usize>,
     next: u64,
+}
+
+/// Where one consumer's pulls go.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// The consumer's name, which its deliveries carry.
+    pub consumer: String,
+    /// Where its pulls are sent.
+    pub subject: String,
 }
 
 #[derive(Debug)]
 struct Consumer {
-    /// Where its pulls are sent.
     subject: Subject,
-    /// What their reply subjects begin with.
-    prefix: String,
-    answers: Subscriber,
-    sent: VecDeque<Sent>,
-    /// Its beat is overdue, and not all that is lost with it has been told.
-    silent: bool,
+    /// Messages that its waiting pulls may still bring.
+    waiting: usize,
+    /// Waiting pulls that may not be over, oldest first.
+    waits: VecDeque<Sent>,
+    /// Probes, oldest first.
+    probes: VecDeque<Sent>,
+    /// When it was last heard while it waited.
+    heard: Instant,
 }
 
 #[derive(Debug)]
 struct Sent {
     token: u64,
-    pull: Pull,
     lost_at: Instant,
-    /// When the next beat is overdue, on the pull that the server shows signs of life for.
-    silent_at: Option<Instant>,
+}
+
+/// What a message from the server is.
+#[derive(Debug)]
+pub enum Came {
+    /// A delivery, and the pull that brought it, if one is known that could have.
+    Delivery(usize, Option<Pull>),
+    /// These pulls are over without a message.
+    Over(usize, Ask),
+    /// A sign of life, or the end of a pull that counted as over already.
+    Nothing,
+}
+
+impl Consumer {
+    /// Waiting pulls bring `count` messages less; without any left none of them is under way.
+    fn take_waiting(&mut self, count: usize) -> usize {
+        let taken = count.min(self.waiting);
+        self.waiting -= taken;
+        if self.waiting == 0 {
+            self.waits.clear();
+        }
+        taken
+    }
+
+    /// All that its waiting pulls could still have brought.
+    fn give_up_waiting(&mut self) -> Option<Ask> {
+        let count = self.take_waiting(self.waiting);
+        (count > 0).then_some(Ask {
+            pull: Pull::Waiting,
+            count,
+        })
+    }
+
+    /// What a delivery was brought by: a probe is sent while nothing waits, so it is served first.
+    fn delivered(&mut self, now: Instant) -> Option<Pull> {
+        self.heard = now;
+        if self.probes.pop_front().is_some() {
+            return Some(Pull::Probe);
+        }
+        (self.take_waiting(1) > 0).then_some(Pull::Waiting)
+    }
+
+    /// The pull with this token is over, `undelivered` messages short.
+    fn over(&mut self, token: u64, undelivered: Option<usize>, now: Instant) -> Option<Ask> {
+        if let Some(place) = self.probes.iter().position(|sent| sent.token == token) {
+            self.probes.remove(place);
+            return Some(Ask {
+                pull: Pull::Probe,
+                count: 1,
+            });
+        }
+        let place = self.waits.iter().position(|sent| sent.token == token)?;
+        self.heard = now;
+        self.waits.remove(place);
+        let count = match undelivered {
+            // The last one took along whatever was miscounted.
+            _ if self.waits.is_empty() => self.waiting,
+            Some(count) => count,
+            None => 0,
+        };
+        let count = self.take_waiting(count);
+        Some(Ask {
+            pull: Pull::Waiting,
+            count,
+        })
+    }
+
+    /// Pulls that count as lost now, one kind at a time.
+    fn lost(&mut self, all: bool, now: Instant) -> Option<Ask> {
+        let overdue = |sent: &Sent| all || sent.lost_at <= now;
+        let probes = self.probes.iter().take_while(|sent| overdue(sent)).count();
+        if probes > 0 {
+            self.probes.drain(..probes);
+            return Some(Ask {
+                pull: Pull::Probe,
+                count: probes,
+            });
+        }
+        // A pull that has brought all its messages ends without a word: only the last one's loss says something.
+        while self.waits.len() > 1 && self.waits.front().is_some_and(overdue) {
+            self.waits.pop_front();
+        }
+        let lost = self.waiting > 0 && (self.silent_at() <= now || self.waits.front().is_none_or(overdue));
+        lost.then(|| self.give_up_waiting()).flatten()
+    }
+
+    fn silent_at(&self) -> Instant {
+        self.heard + SILENCE
+    }
+
+    /// When the next answer or sign of life is overdue.
+    fn overdue_at(&self) -> Option<Instant> {
+        let probe = self.probes.front().map(|sent| sent.lost_at);
+        let wait = self.waits.front().map(|sent| sent.lost_at.min(self.silent_at()));
+        probe.into_iter().chain(wait).min()
+    }
 }
 
 impl Pulls {
-    /// Subscribes once per consumer, whose pulls go to `subjects`.
+    /// Subscribes for the answers to the pulls of these consumers.
     ///
     /// # Errors
-    /// A subscription failed.
-    pub async fn open(nats: &Nats, subjects: Vec<String>) -> Result<Self, async_nats::SubscribeError> {
-        let mut consumers = Vec::new();
-        for subject in subjects {
-            let prefix = nats.client().new_inbox();
-            let answers = nats.client().subscribe(format!("{prefix}.*")).await?;
-            consumers.push(Consumer {
-                subject: subject.into(),
-                prefix,
-                answers,
-                sent: VecDeque::new(),
-                silent: false,
-            });
-        }
+    /// The subscription failed.
+    pub async fn open(nats: &Nats, targets: Vec<Target>) -> Result<Self, async_nats::SubscribeError> {
+        let prefix = nats.client().new_inbox();
+        let answers = nats.client().subscribe(format!("{prefix}.>")).await?;
+        let by_name = targets
+            .iter()
+            .enumerate()
+            .map(|(index, target)| (target.consumer.clone(), index))
+            .collect();
+        let consumers = targets.into_iter().map(|target| Consumer {
+            subject: target.subject.into(),
+            waiting: 0,
+            waits: VecDeque::new(),
+            probes: VecDeque::new(),
+            heard: Instant::now(),
+        });
         Ok(Self {
             nats: nats.clone(),
-            consumers,
+            prefix,
+            answers,
+            consumers: consumers.collect(),
+            by_name,
             next: 0,
         })
     }
 
-    /// Sends a pull.
+    /// Sends what is asked of one consumer: a pull that waits for so many messages, or so many probes.
     ///
     /// # Errors
     /// The connection is closed for good.
-    pub async fn send(&mut self, index: usize, pull: Pull) -> Result<(), async_nats::PublishError> {
-        self.next += 1;
-        let consumer = &mut self.consumers[index];
-        let beating = consumer.sent.iter().any(|sent| sent.silent_at.is_some());
-        let (payload, patience, silence) = match pull {
-            // One is enough to tell that the others are known too.
-            Pull::Waiting if beating => (WAITING, EXPIRES + SLACK, None),
-            Pull::Waiting => (BEATING, EXPIRES + SLACK, Some(SILENCE)),
-            Pull::Probe => (PROBE, SLACK, None),
-        };
+    pub async fn send(&mut self, index: usize, ask: Ask) -> Result<(), async_nats::PublishError> {
         let now = Instant::now();
-        let reply = format!("{}.{}", consumer.prefix, self.next);
-        consumer.sent.push_back(Sent {
-            token: self.next,
-            pull,
-            lost_at: now + patience,
-            silent_at: silence.map(|silence| now + silence),
-        });
+        let Ask { pull, count } = ask;
+        match pull {
+            Pull::Waiting => {
+                let consumer = &mut self.consumers[index];
+                if consumer.waiting == 0 {
+                    consumer.heard = now;
+                }
+                consumer.waiting += count;
+                let request = format!(
+                    r#"{{"batch":{count},"expires":{},"idle_heartbeat":{}}}"#,
+                    EXPIRES.as_nanos(),
+                    BEAT.as_nanos()
+                );
+                self.publish(index, pull, now + EXPIRES + SLACK, request.into())
+                    .await
+            }
+            Pull::Probe => {
+                for _ in 0..count {
+                    let request = Bytes::from_static(br#"{"batch":1,"no_wait":true}"#);
+                    self.publish(index, pull, now + SLACK, request).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn publish(
+        &mut self,
+        index: usize,
+        pull: Pull,
+        lost_at: Instant,
+        request: Bytes,
+    ) -> Result<(), async_nats::PublishError> {
+        self.next += 1;
+        let token = self.next;
+        let consumer = &mut self.consumers[index];
+        match pull {
+            Pull::Waiting => consumer.waits.push_back(Sent { token, lost_at }),
+            Pull::Probe => consumer.probes.push_back(Sent { token, lost_at }),
+        }
+        let reply = format!("{}.{index}.{token}", self.prefix);
         let subject = consumer.subject.clone();
         self.nats
             .client()
-            .publish_with_reply(subject, reply, Bytes::from_static(payload))
+            .publish_with_reply(subject, reply, request)
             .await
     }
 
-    /// What comes next and for which consumer; nothing when the subscriptions have ended.
-    pub async fn next(&mut self) -> Option<(usize, Message)> {
-        poll_fn(|context| {
-            let mut ended = true;
-            for (index, consumer) in self.consumers.iter_mut().enumerate() {
-                match consumer.answers.poll_next_unpin(context) {
-                    Poll::Ready(Some(message)) => return Poll::Ready(Some((index, message))),
-                    Poll::Ready(None) => {}
-                    Poll::Pending => ended = false,
-                }
-            }
-            if ended { Poll::Ready(None) } else { Poll::Pending }
-        })
-        .await
+    /// What comes next; nothing when the subscription has ended.
+    pub async fn next(&mut self) -> Option<Message> {
+        self.answers.next().await
     }
 
-    /// The pull that `message` answers, no longer under way; nothing if it is not known, or only shows a sign of life.
-    pub fn answered(&mut self, index: usize, message: &Message) -> Option<Pull> {
-        let sent = &mut self.consumers[index].sent;
-        if message.status.is_none() {
-            return sent.pop_front().map(|sent| sent.pull);
-        }
-        let token: u64 = message.subject.rsplit('.').next()?.parse().ok()?;
-        let place = sent.iter().position(|sent| sent.token == token)?;
-        if message.status == Some(StatusCode::IDLE_HEARTBEAT) {
-            sent[place].silent_at = Some(Instant::now() + SILENCE);
-            return None;
-        }
-        sent.remove(place).map(|sent| sent.pull)
-    }
-
-    /// A pull whose answer is overdue, or any pull of a consumer that is silent, or any pull when `all` are lost with
-    /// their connection.
-    pub fn lost(&mut self, all: bool) -> Option<(usize, Pull)> {
+    /// What `message` is.
+    pub fn came(&mut self, message: &Message) -> Came {
         let now = Instant::now();
-        self.consumers
-            .iter_mut()
-            .enumerate()
-            .find_map(|(index, consumer)| {
-                consumer.silent |= consumer
-                    .sent
-                    .iter()
-                    .any(|sent| sent.silent_at.is_some_and(|at| at <= now));
-                let overdue = consumer
-                    .sent
-                    .front()
-                    .is_some_and(|sent| all || consumer.silent || sent.lost_at <= now);
-                let sent = overdue.then(|| consumer.sent.pop_front()).flatten();
-                consumer.silent &= sent.is_some();
-                Some((index, sent?.pull))
-            })
+        let Some(status) = message.status else {
+            let name = message.reply.as_deref().and_then(delivery::consumer_of);
+            return match name.and_then(|name| self.by_name.get(name)) {
+                Some(&index) => Came::Delivery(index, self.consumers[index].delivered(now)),
+                None => Came::Nothing,
+            };
+        };
+        let Some((index, token)) = self.named(&message.subject) else {
+            return Came::Nothing;
+        };
+        let consumer = &mut self.consumers[index];
+        if status == StatusCode::IDLE_HEARTBEAT {
+            consumer.heard = now;
+            return Came::Nothing;
+        }
+        let undelivered = message
+            .headers
+            .as_ref()
+            .and_then(|headers| headers.get(UNDELIVERED))
+            .and_then(|count| count.as_str().parse().ok());
+        let over = consumer.over(token, undelivered, now);
+        over.map_or(Came::Nothing, |ask| Came::Over(index, ask))
+    }
+
+    /// The consumer and the pull that a status is for.
+    fn named(&self, subject: &str) -> Option<(usize, u64)> {
+        let rest = subject.strip_prefix(&self.prefix)?.strip_prefix('.')?;
+        let (index, token) = rest.split_once('.')?;
+        let index = index.parse().ok().filter(|&index| index < self.consumers.len())?;
+        Some((index, token.parse().ok()?))
+    }
+
+    /// Pulls whose answer is overdue, or those of a consumer that is silent, or any when `all` are lost with their
+    /// connection.
+    pub fn lost(&mut self, all: bool) -> Option<(usize, Ask)> {
+        let now = Instant::now();
+        let mut consumers = self.consumers.iter_mut().enumerate();
+        consumers.find_map(|(index, consumer)| Some((index, consumer.lost(all, now)?)))
     }
 
     /// When the next answer or sign of life is overdue.
     #[must_use]
     pub fn overdue_at(&self) -> Option<Instant> {
-        self.consumers
-            .iter()
-            .flat_map(|consumer| {
-                let answer = consumer.sent.front().map(|sent| sent.lost_at);
-                let beat = consumer.sent.iter().find_map(|sent| sent.silent_at);
-                answer.into_iter().chain(beat)
-            })
-            .min()
+        self.consumers.iter().filter_map(Consumer::overdue_at).min()
     }
 
-    /// Ends the subscriptions at the server; what is on its way still comes.
+    /// Ends the subscription at the server; what is on its way still comes.
     pub async fn drain(&mut self) {
-        for consumer in &mut self.consumers {
-            // A closed connection has nothing on its way.
-            let _ = consumer.answers.drain().await;
+        // A closed connection has nothing on its way.
+        let _ = self.answers.drain().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waiting(count: usize) -> Option<Ask> {
+        Some(Ask {
+            pull: Pull::Waiting,
+            count,
+        })
+    }
+
+    fn consumer(now: Instant, waits: &[u64], waiting: usize) -> Consumer {
+        let sent = |token: &u64| Sent {
+            token: *token,
+            lost_at: now + EXPIRES + SLACK,
+        };
+        Consumer {
+            subject: "pull".into(),
+            waiting,
+            waits: waits.iter().map(sent).collect(),
+            probes: VecDeque::new(),
+            heard: now,
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pulls_are_counted_together_whichever_of_them_is_served() {
+        let now = Instant::now();
+        let mut consumer = consumer(now, &[1, 2], 8);
+        for _ in 0..5 {
+            assert_eq!(consumer.delivered(now), Some(Pull::Waiting));
+        }
+        // The second has brought three of four, the first two.
+        assert_eq!(consumer.over(2, Some(1), now), waiting(1));
+        assert_eq!(consumer.delivered(now), Some(Pull::Waiting));
+        assert_eq!(consumer.over(1, Some(1), now), waiting(1));
+        assert_eq!((consumer.waiting, consumer.waits.len()), (0, 0));
+        assert_eq!(consumer.delivered(now), None, "it counted as over");
+        assert_eq!(consumer.over(1, Some(1), now), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_miscounted_ends_with_the_last_pull() {
+        let now = Instant::now();
+        let mut consumer = consumer(now, &[1, 2], 8);
+        assert_eq!(consumer.over(1, None, now), waiting(0));
+        assert_eq!(consumer.over(2, Some(3), now), waiting(8));
+        assert_eq!(consumer.lost(true, now), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_consumer_has_lost_what_waits_and_an_old_pull_alone_nothing() {
+        let now = Instant::now();
+        let mut consumer = consumer(now, &[1, 2], 8);
+        assert_eq!(consumer.overdue_at(), Some(now + SILENCE));
+        assert_eq!(consumer.lost(false, now), None);
+        assert_eq!(consumer.lost(false, now + SILENCE), waiting(8));
+        assert_eq!(consumer.overdue_at(), None);
+
+        consumer = self::consumer(now, &[1, 2], 8);
+        let late = now + EXPIRES + SLACK;
+        consumer.waits[1].lost_at = late + SLACK;
+        consumer.heard = late;
+        assert_eq!(consumer.lost(false, late), None, "the first may have been served");
+        consumer.heard = late + SLACK;
+        assert_eq!(consumer.lost(false, late + SLACK), waiting(8));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_is_served_before_what_waits() {
+        let now = Instant::now();
+        let mut consumer = consumer(now, &[2], 4);
+        consumer.probes.push_back(Sent {
+            token: 1,
+            lost_at: now + SLACK,
+        });
+        assert_eq!(consumer.delivered(now), Some(Pull::Probe));
+        assert_eq!(consumer.delivered(now), Some(Pull::Waiting));
+        assert_eq!(consumer.waiting, 3);
     }
 }

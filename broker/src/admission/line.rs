@@ -2,13 +2,15 @@
 //! request holds there.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use duo_contract::name::{FeatureName, Lane};
+use duo_contract::name::{FeatureName, Lane, ModelName};
 
 use super::estimate::{self, Free, Usual};
 use super::share::{self, People, Turn};
+use crate::fleet::Capacity;
 
 /// How long a slot is held, before anything is known: what people wait for
 /// while they type is short.
@@ -30,12 +32,25 @@ const POINTS: usize = 64;
 
 /// The line of one model.
 #[derive(Debug)]
-pub struct Line(Mutex<State>);
+pub struct Line {
+    state: Mutex<State>,
+    /// Is nothing in it? Whoever looks at the lines of many models need not look at those.
+    is_empty: AtomicBool,
+    neighbours: Mutex<Option<Neighbours>>,
+}
 
 #[derive(Debug)]
 pub(super) struct State {
     lanes: [LaneState; 3],
     tickets: u64,
+}
+
+/// The lines of the models that share slots with this line's, and the part of their slots that these are.
+#[derive(Debug, Clone)]
+pub(super) struct Neighbours {
+    /// What they were found for.
+    capacity: Arc<Capacity>,
+    lines: Arc<[(Arc<Line>, f64)]>,
 }
 
 /// One lane of a line.
@@ -98,6 +113,12 @@ fn real(count: usize) -> f64 {
     count as f64
 }
 
+impl State {
+    fn is_empty(&self) -> bool {
+        self.lanes.iter().all(LaneState::is_empty)
+    }
+}
+
 impl LaneState {
     fn new(lane: usize) -> Self {
         Self {
@@ -111,6 +132,10 @@ impl LaneState {
             first_byte: Usual::new(Duration::ZERO),
             people: People::default(),
         }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.queued == 0 && self.running.is_empty() && self.others == Others::default()
     }
 
     pub(super) fn load(&self, now: Instant) -> Load {
@@ -195,19 +220,56 @@ impl LaneState {
 
 impl Line {
     pub(super) fn new() -> Self {
-        Self(Mutex::new(State {
-            lanes: [0, 1, 2].map(LaneState::new),
-            tickets: 0,
-        }))
+        Self {
+            state: Mutex::new(State {
+                lanes: [0, 1, 2].map(LaneState::new),
+                tickets: 0,
+            }),
+            is_empty: AtomicBool::new(true),
+            neighbours: Mutex::new(None),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks at one lane.
+    /// Looks at one lane and may change it.
     pub(super) fn with<T>(&self, lane: Lane, look: impl FnOnce(&mut LaneState) -> T) -> T {
-        look(&mut self.state().lanes[index(lane)])
+        let mut state = self.state();
+        let seen = look(&mut state.lanes[index(lane)]);
+        self.is_empty.store(state.is_empty(), Ordering::Release);
+        seen
+    }
+
+    /// Is nothing in line, in any lane and of any broker as far as is known?
+    pub(super) fn is_empty(&self) -> bool {
+        self.is_empty.load(Ordering::Acquire)
+    }
+
+    /// The lines that share slots with this one, as `capacity` says; `find` is asked for them when that is new.
+    pub(super) fn neighbours(
+        &self,
+        capacity: &Arc<Capacity>,
+        find: impl Fn(&ModelName) -> Arc<Line>,
+    ) -> Arc<[(Arc<Line>, f64)]> {
+        let mut known = self.neighbours.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known
+            .as_ref()
+            .filter(|known| Arc::ptr_eq(&known.capacity, capacity))
+        {
+            return Arc::clone(&known.lines);
+        }
+        let lines: Arc<[_]> = capacity
+            .neighbours
+            .iter()
+            .map(|(model, part)| (find(model), *part))
+            .collect();
+        *known = Some(Neighbours {
+            capacity: Arc::clone(capacity),
+            lines: Arc::clone(&lines),
+        });
+        lines
     }
 
     /// The work of every lane.
@@ -270,6 +332,7 @@ impl Line {
         let lately = held.lately();
         held.people.ask(asker, held.slot_time(), lately, now);
         held.people.enter(asker, feature, ticket, due, now);
+        self.is_empty.store(false, Ordering::Release);
         Place {
             line: Arc::clone(self),
             lane,

@@ -18,6 +18,9 @@ const SLACK: Duration = Duration::from_secs(120);
 /// The longest span of one search, and the shortest after searches that took too long.
 const MOST_SPAN: Duration = Duration::from_secs(3600);
 const LEAST_SPAN: Duration = Duration::from_secs(60);
+/// One round of search in so many covers all that may have come late, the others what is new: at thousands of requests a
+/// second the former reads hundreds of thousands of records.
+const ALL_EVERY: u32 = 8;
 /// Searches of one sweep.
 const SEARCHES: usize = 64;
 /// Records of one search.
@@ -33,8 +36,12 @@ pub(super) struct Open {
     least_age: Duration,
     /// Where the next search begins.
     searched_to: Place,
-    /// Where the search begins again once it has come to the present: nothing open is before, but what is known.
+    /// Where a round over all begins: nothing open is before, but what is known.
     settled_to: OffsetDateTime,
+    /// Rounds since the one over all; 0 while that is under way.
+    rounds: u32,
+    /// Records stored before this moment were in Postgres when the round over all began.
+    passed: Option<OffsetDateTime>,
     span: Duration,
 }
 
@@ -53,6 +60,8 @@ impl Open {
             least_age,
             searched_to: Place::at(settled_to),
             settled_to,
+            rounds: 0,
+            passed: None,
             span: MOST_SPAN,
         }
     }
@@ -62,19 +71,26 @@ impl Open {
     }
 
     /// Looks for open requests of the least age. All records stored before `passed` are in Postgres, so that what
-    /// was admitted well before then need not be looked at again.
+    /// was admitted well before then need not be looked at again after a round over all.
     pub(super) async fn gather(
         &mut self,
         store: &Store,
         passed: Option<OffsetDateTime>,
     ) -> Result<(), StoreError> {
         let horizon = clock::now() - self.least_age;
+        if self.searched_to == Place::at(self.settled_to) {
+            self.passed = passed;
+        }
         for _ in 0..SEARCHES {
             if self.searched_to.at >= horizon {
-                if let Some(passed) = passed {
+                if let (0, Some(passed)) = (self.rounds, self.passed) {
                     self.settled_to = (passed - SLACK).min(horizon).max(self.settled_to);
                 }
-                self.searched_to = Place::at(self.settled_to);
+                self.rounds = (self.rounds + 1) % ALL_EVERY;
+                self.searched_to = Place::at(match self.rounds {
+                    0 => self.settled_to,
+                    _ => horizon,
+                });
                 return Ok(());
             }
             if self.requests.len() >= CAPACITY {
