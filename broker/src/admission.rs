@@ -29,7 +29,7 @@ use duo_contract::snapshot::Feature;
 use crate::caller::Caller;
 use crate::fleet::{Capacity, Fleet};
 use crate::request::ExchangeError;
-use line::Load;
+use line::{LaneState, Load};
 pub use line::{Line, Place};
 use pool::{Pool, Prospect};
 use share::{Contest, People};
@@ -61,6 +61,8 @@ pub struct Asker<'a> {
     pub key: &'a str,
     /// Requests it may have under way for one feature and model.
     pub limit: u32,
+    /// Does one of its requests that wait give way to this one? Then that is not ahead of it.
+    pub replaces: bool,
 }
 
 impl<'a> From<&'a Caller> for Asker<'a> {
@@ -68,6 +70,7 @@ impl<'a> From<&'a Caller> for Asker<'a> {
         Self {
             key: &caller.share_key,
             limit: caller.limit,
+            replaces: false,
         }
     }
 }
@@ -102,12 +105,17 @@ impl Admission {
         &self.fleet
     }
 
-    /// May this caller have a place in line?
+    /// May this caller have a place in line? Who types may have something there that would give way to this request;
+    /// whether it does only the body tells.
     ///
     /// # Errors
     /// `no_worker`, `caller_limit`, `stream_full`, `lane_full` or `fair_share`.
     pub fn check(&self, asker: Asker<'_>, feature: &Feature, model: &ModelName) -> Result<(), ExchangeError> {
-        self.weigh(asker, feature, model, Instant::now()).map(|_| ())
+        let is_typing = feature.lane == Lane::Keystroke;
+        let waits = |lane: &mut LaneState| lane.people.waits(asker.key);
+        let replaces = is_typing && self.line(model).with(feature.lane, waits);
+        self.weigh(Asker { replaces, ..asker }, feature, model, Instant::now())
+            .map(|_| ())
     }
 
     /// Takes a place in line.
@@ -162,7 +170,8 @@ impl Admission {
         if capacity.slots == 0 {
             return Ok(0.0);
         }
-        let prospect = self.prospect(&line, &capacity, feature.lane, now);
+        let gives_way = f64::from(u8::from(asker.replaces));
+        let prospect = self.prospect(&line, &capacity, feature.lane, gives_way, now);
         let bound = Duration::from_millis(feature.first_byte_within_ms).as_secs_f64() * (1.0 - RESERVE);
         let late = prospect.wait + prospect.first_byte.min(bound) - bound;
         // Whoever finds a free slot is never too late: there is nothing to wait for.
@@ -259,7 +268,7 @@ impl Admission {
         let now = Instant::now();
         let (line, capacity) = (self.line(model), self.fleet.capacity(model));
         let loads = line.loads(now);
-        let wait = |lane| self.prospect(&line, &capacity, lane, now).wait;
+        let wait = |lane| self.prospect(&line, &capacity, lane, 0.0, now).wait;
         Outlook {
             work: loads.iter().map(Load::work).sum(),
             slots: if capacity.is_away { 0 } else { capacity.slots },
@@ -268,10 +277,19 @@ impl Admission {
         }
     }
 
-    /// What a newcomer finds. Models that share a server share its slots, so
+    /// What a newcomer finds to whom so many queued requests give way. Models that share a server share its slots, so
     /// their work is ahead of it too.
-    fn prospect(&self, own: &Line, capacity: &Arc<Capacity>, lane: Lane, now: Instant) -> Prospect {
-        let loads = own.loads(now);
+    fn prospect(
+        &self,
+        own: &Line,
+        capacity: &Arc<Capacity>,
+        lane: Lane,
+        gives_way: f64,
+        now: Instant,
+    ) -> Prospect {
+        let mut loads = own.loads(now);
+        let queued = &mut loads[line::index(lane)].queued;
+        *queued = (*queued - gives_way).max(0.0);
         let first_byte = loads[line::index(lane)].first_byte;
         let mut pool = Pool::new(&loads);
         let neighbours = own.neighbours(capacity, |model| self.line(model));

@@ -8,7 +8,7 @@ use duo_contract::failure::FailureKind;
 use duo_contract::name::{FeatureName, ModelName};
 use duo_contract::snapshot::Feature;
 
-use crate::admission::Admission;
+use crate::admission::{Admission, Asker};
 use crate::audit::{AuditLog, OpenRecord};
 use crate::caller::Caller;
 use crate::dispatch::Dispatch;
@@ -129,9 +129,12 @@ impl Exchange {
     ) -> Result<Reply, ExchangeError> {
         record.note(Some(&routed.feature.name), Some(&routed.model.name), work.stream);
         record.note_work(work.prompt.as_ref(), work.body.len());
-        let place = self
-            .admission
-            .admit(caller.into(), &routed.feature, &routed.model.name)?;
+        let key = work.supersede_key.as_deref();
+        let asker = Asker {
+            replaces: key.is_some_and(|key| self.dispatch.has_queued(key)),
+            ..caller.into()
+        };
+        let place = self.admission.admit(asker, &routed.feature, &routed.model.name)?;
         self.dispatch
             .send(Outgoing {
                 caller,

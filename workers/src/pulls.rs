@@ -102,10 +102,13 @@ impl Consumer {
         })
     }
 
-    /// What a delivery was brought by: a probe is sent while nothing waits, so it is served first.
+    /// What a delivery was brought by: the kind of the oldest pull, which is served first.
     fn delivered(&mut self, now: Instant) -> Option<Pull> {
         self.heard = now;
-        if self.probes.pop_front().is_some() {
+        let probe = self.probes.front().map(|sent| sent.token);
+        let wait = self.waits.front().map(|sent| sent.token);
+        if probe.is_some_and(|probe| wait.is_none_or(|wait| probe < wait)) {
+            self.probes.pop_front();
             return Some(Pull::Probe);
         }
         (self.take_waiting(1) > 0).then_some(Pull::Waiting)
@@ -381,15 +384,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_probe_is_served_before_what_waits() {
+    async fn the_oldest_pull_is_served_first() {
         let now = Instant::now();
-        let mut consumer = consumer(now, &[2], 4);
-        consumer.probes.push_back(Sent {
-            token: 1,
+        let probe = |token| Sent {
+            token,
             lost_at: now + SLACK,
-        });
-        assert_eq!(consumer.delivered(now), Some(Pull::Probe));
-        assert_eq!(consumer.delivered(now), Some(Pull::Waiting));
-        assert_eq!(consumer.waiting, 3);
+        };
+        let mut consumer = consumer(now, &[2], 1);
+        consumer.probes.extend([probe(1), probe(3)]);
+        let served = [0; 4].map(|_| consumer.delivered(now));
+        assert_eq!(
+            served,
+            [Some(Pull::Probe), Some(Pull::Waiting), Some(Pull::Probe), None]
+        );
     }
 }

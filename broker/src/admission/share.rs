@@ -226,6 +226,12 @@ impl People {
         (open.map_or(0, BTreeMap::len), oldest)
     }
 
+    /// Has `key` a request that no worker has taken yet?
+    pub(super) fn waits(&self, key: &str) -> bool {
+        let person = self.by_key.get(key);
+        person.is_some_and(|person| person.held > usize::try_from(person.use_.slots).unwrap_or(usize::MAX))
+    }
+
     /// Has `key` to stand back where others compete with it? Then when its
     /// oldest request should be over.
     pub(super) fn stands_back(

@@ -27,7 +27,11 @@ fn feature(lane: Lane, first_byte_within_ms: u64) -> Feature {
 }
 
 fn asker(key: &str) -> Asker<'_> {
-    Asker { key, limit: 8 }
+    Asker {
+        key,
+        limit: 8,
+        replaces: false,
+    }
 }
 
 /// Admission before one server with so many slots.
@@ -64,6 +68,34 @@ fn usual(admission: &Admission, lane: Lane, seconds: f64) {
 
 fn reason(refused: Result<Place, ExchangeError>) -> String {
     refused.expect_err("a refusal").reason.into_owned()
+}
+
+#[test]
+fn what_gives_way_is_not_ahead() {
+    let admission = admission(1);
+    usual(&admission, Lane::Keystroke, 1.0);
+    let feature = feature(Lane::Keystroke, 2000);
+    let mut runs = admission
+        .admit(asker("a"), &feature, &model())
+        .expect("a slot is free");
+    runs.claimed(Instant::now());
+    let _older = admission.admit(asker("b"), &feature, &model()).expect("room");
+    assert_eq!(
+        reason(admission.admit(asker("c"), &feature, &model())),
+        "lane_full"
+    );
+    assert!(admission.check(asker("c"), &feature, &model()).is_err());
+    // Before the body is read, whose older request waits may be let pass.
+    assert!(admission.check(asker("b"), &feature, &model()).is_ok());
+    assert_eq!(
+        reason(admission.admit(asker("b"), &feature, &model())),
+        "lane_full"
+    );
+    let newer = Asker {
+        replaces: true,
+        ..asker("b")
+    };
+    assert!(admission.admit(newer, &feature, &model()).is_ok());
 }
 
 /// Admits requests of different people until one is refused.

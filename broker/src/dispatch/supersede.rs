@@ -42,6 +42,10 @@ impl Latest {
         })
     }
 
+    fn newest(&self, key: &str) -> Option<Uuid> {
+        self.keys().by_key.get(key).copied()
+    }
+
     fn older_than(&self, key: &str, request: Uuid) -> Option<Uuid> {
         self.keys()
             .by_key
@@ -96,6 +100,12 @@ impl Dispatch {
             .client()
             .publish(subject::superseded(key), payload)
             .await;
+    }
+
+    /// Has this broker a request of `key` that no worker has taken, so that a newer one takes its place?
+    pub fn has_queued(&self, key: &str) -> bool {
+        let newest = self.0.latest.newest(key).and_then(|request| self.find(request));
+        newest.is_some_and(|inflight| inflight.is_queued())
     }
 
     fn give_way(&self, older: Uuid) {

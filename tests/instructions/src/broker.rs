@@ -194,7 +194,11 @@ impl Broker {
     /// The decision to take a request, and its end.
     pub(crate) fn admit(&self) {
         let (model, feature) = (model(), feature("openai_chat", Lane::Interactive, None));
-        let asker = Asker { key: "k", limit: 8 };
+        let asker = Asker {
+            key: "k",
+            limit: 8,
+            replaces: false,
+        };
         self.admission.check(asker, &feature, &model.name).expect("room");
         let now = Instant::now();
         let mut place = self.admission.admit(asker, &feature, &model.name).expect("room");
@@ -206,7 +210,11 @@ impl Broker {
     /// One request's turns without I/O: stored, claimed, frames, its end.
     pub(crate) fn turns(&self, frames: &[FrameKind]) {
         let (model, feature) = (model(), feature("openai_chat", Lane::Interactive, None));
-        let asker = Asker { key: "k", limit: 8 };
+        let asker = Asker {
+            key: "k",
+            limit: 8,
+            replaces: false,
+        };
         let place = self.admission.admit(asker, &feature, &model.name).expect("room");
         let now = Instant::now();
         let record = self

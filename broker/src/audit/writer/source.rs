@@ -1,11 +1,8 @@
 //! Batches of audit records, by pulls of our own.
 //!
 //! The client library's batches can go blind for seconds after a restart of the server. Here one subscription
-//! receives everything, and a pull is issued again when it ends, when the connection has come back, and when its answer
-//! is overdue.
-//!
-//! A first pull waits for one message. What follows that within [`LINGER`] is pulled at once afterwards: handed out one
-//! by one, each message would wake server and broker while a request is under way.
+//! receives everything, one pull is outstanding, and a pull is issued again when it ends, when the connection has
+//! come back, and when its answer is overdue.
 
 use std::time::Duration;
 
@@ -20,9 +17,9 @@ use tokio::time::Instant;
 
 /// Messages in a batch at most, each of one record or many: beyond a few hundred records a bigger batch gains nothing.
 const BATCH: usize = 200;
-/// How long the first message of a batch waits for others; a broker that has more than a batch to write does not wait.
+/// How long the first message of a batch waits for others.
 const LINGER: Duration = Duration::from_millis(50);
-/// How long the server keeps a pull for a first message open.
+/// How long the server keeps a pull open.
 const EXPIRES: Duration = Duration::from_secs(1);
 /// How much later than that a pull counts as lost.
 const OVERDUE: Duration = Duration::from_secs(1);
@@ -52,8 +49,10 @@ pub(super) struct Source {
     inbox: String,
     /// Counts pulls, so that the end of an old one does not end the new one.
     number: u64,
-    /// The last batch was full, so that more is there.
-    is_behind: bool,
+    /// Messages that the pull under way may still bring; none means that there is no pull.
+    remaining: usize,
+    /// When the pull under way counts as lost.
+    overdue: Instant,
 }
 
 impl Source {
@@ -68,68 +67,75 @@ impl Source {
             subscriber,
             inbox,
             number: 0,
-            is_behind: false,
+            remaining: 0,
+            overdue: Instant::now(),
         })
     }
 
-    /// The next batch; empty when there was no record for a while.
+    /// The next batch; empty when a pull ended without a record.
     pub(super) async fn batch(&mut self) -> Vec<Delivery> {
         let mut batch = Vec::new();
-        if !self.is_behind {
-            self.pull(&format!(r#"{{"batch":1,"expires":{}}}"#, EXPIRES.as_nanos()))
-                .await;
-            self.receive(&mut batch, 1, EXPIRES + OVERDUE).await;
-            if batch.is_empty() {
-                return batch;
+        let mut complete_by = None;
+        while batch.len() < BATCH {
+            if self.remaining == 0 {
+                self.pull().await;
             }
-            tokio::time::sleep(LINGER).await;
-        }
-        self.pull(&format!(r#"{{"batch":{},"no_wait":true}}"#, BATCH - batch.len()))
-            .await;
-        self.receive(&mut batch, BATCH, OVERDUE).await;
-        self.is_behind = batch.len() >= BATCH;
-        batch
-    }
-
-    async fn pull(&mut self, request: &str) {
-        self.number += 1;
-        let reply = format!("{}.{}", self.inbox, self.number);
-        let request = Bytes::copy_from_slice(request.as_bytes());
-        // A failure means that the connection is gone; the pull is then overdue or made again on the next one.
-        let _ = self
-            .nats
-            .client()
-            .publish_with_reply(pull(AUDIT_STREAM, AUDIT_CONSUMER), reply, request)
-            .await;
-    }
-
-    /// Takes what the pull under way brings, until the batch has so `many`, the server says that there is no more, or
-    /// the pull is lost. That nothing was pending behind a message says nothing: the server goes on with the pull.
-    async fn receive(&mut self, batch: &mut Vec<Delivery>, many: usize, overdue: Duration) {
-        let until = Instant::now() + overdue;
-        while batch.len() < many {
+            // Without a record there is nothing to complete, and the pull's own end comes first.
+            let until = complete_by.unwrap_or(self.overdue);
             tokio::select! {
                 biased;
                 message = self.subscriber.next() => match message.map(|message| self.sort(message)) {
-                    Some(Sorted::Record(delivery)) => batch.push(delivery),
-                    Some(Sorted::End) => return,
-                    Some(Sorted::Stale) => {}
-                    // Without a message the connection is closed for good; whoever closed it stops this task too.
-                    Some(Sorted::Unserved) | None => return tokio::time::sleep(UNSERVED_PAUSE).await,
+                    Some(Sorted::Record(delivery)) => {
+                        complete_by.get_or_insert_with(|| Instant::now() + LINGER);
+                        batch.push(delivery);
+                    }
+                    Some(Sorted::End) if batch.is_empty() => return batch,
+                    Some(Sorted::End | Sorted::Stale) => {}
+                    Some(Sorted::Unserved) => {
+                        tokio::time::sleep(UNSERVED_PAUSE).await;
+                        return batch;
+                    }
+                    // The connection is closed for good; whoever closed it stops this task too.
+                    None => {
+                        tokio::time::sleep(UNSERVED_PAUSE).await;
+                        return batch;
+                    }
                 },
                 changed = self.connections.changed() => {
                     // A new connection knows nothing of the old one's pull.
                     if changed.is_ok() && self.connections.borrow_and_update().up {
-                        return;
+                        self.remaining = 0;
+                    } else {
+                        tokio::time::sleep(LINGER).await;
                     }
-                    tokio::time::sleep(LINGER).await;
                 }
-                () = tokio::time::sleep_until(until) => return,
+                () = tokio::time::sleep_until(until) => {
+                    if complete_by.is_some() {
+                        return batch;
+                    }
+                    self.remaining = 0;
+                    return batch;
+                }
             }
         }
+        batch
     }
 
-    fn sort(&self, message: Message) -> Sorted {
+    async fn pull(&mut self) {
+        self.number += 1;
+        self.remaining = BATCH;
+        self.overdue = Instant::now() + EXPIRES + OVERDUE;
+        let request = format!(r#"{{"batch":{BATCH},"expires":{}}}"#, EXPIRES.as_nanos());
+        let reply = format!("{}.{}", self.inbox, self.number);
+        // A failure means that the connection is gone; the pull is then overdue or made again on the next one.
+        let _ = self
+            .nats
+            .client()
+            .publish_with_reply(pull(AUDIT_STREAM, AUDIT_CONSUMER), reply, request.into())
+            .await;
+    }
+
+    fn sort(&mut self, message: Message) -> Sorted {
         let Some(status) = message.status else {
             return self.record(message);
         };
@@ -141,6 +147,7 @@ impl Source {
         if number != Some(self.number) {
             return Sorted::Stale;
         }
+        self.remaining = 0;
         match status {
             StatusCode::NOT_FOUND | StatusCode::TIMEOUT => Sorted::End,
             status => {
@@ -156,7 +163,8 @@ impl Source {
     }
 
     /// A record; its subject is the one it was published to, and its reply is where the acknowledgement goes.
-    fn record(&self, message: Message) -> Sorted {
+    fn record(&mut self, message: Message) -> Sorted {
+        self.remaining = self.remaining.saturating_sub(1);
         let Some(ack) = message.reply else {
             return Sorted::Stale;
         };

@@ -63,7 +63,11 @@ impl Bench {
             max_output_tokens: 1,
         };
         let admission = Admission::new(Fleet::default());
-        let asker = Asker { key: "k", limit: 8 };
+        let asker = Asker {
+            key: "k",
+            limit: 8,
+            replaces: false,
+        };
         let place = admission
             .admit(asker, &feature, &model.name)
             .expect("there is room");
