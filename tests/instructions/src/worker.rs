@@ -148,9 +148,15 @@ impl Worker {
     }
 }
 
+/// What a pull asks for.
+#[derive(serde::Deserialize)]
+struct Pull {
+    batch: usize,
+}
+
 /// NATS and the owner of every request behind it.
 struct Owner {
-    /// Where the pulls that wait want their answers.
+    /// Where the pulls that wait want their answers, a place for each message.
     waiting: VecDeque<String>,
     /// Deliveries that wait for a pull.
     ready: VecDeque<Message>,
@@ -170,8 +176,9 @@ impl nats::Role for Owner {
             });
         };
         if message.subject.starts_with(PULLS) {
-            self.waiting
-                .push_back(message.reply.expect("a pull wants an answer"));
+            let reply = message.reply.expect("a pull wants an answer");
+            let pull: Pull = serde_json::from_slice(&message.payload).expect("a pull is JSON");
+            self.waiting.extend(std::iter::repeat_n(reply, pull.batch));
             self.hand_out(out);
         } else if message.subject.starts_with("duo.bundles.") {
             let mut answers = Vec::new();
