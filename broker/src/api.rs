@@ -31,8 +31,11 @@ mod edge;
 mod error;
 pub mod events;
 mod fields;
+mod generations;
 mod inbound;
+mod invokable;
 mod language;
+mod messages;
 mod models;
 mod monitoring;
 mod openai;
@@ -41,6 +44,7 @@ mod state;
 mod stream;
 mod suggestion;
 mod version;
+mod xray;
 
 pub use access::Peer;
 use error::{ApiError, Refused, Shape};
@@ -83,10 +87,14 @@ fn inference(state: &Arc<ApiState>) -> Router<Arc<ApiState>> {
     Router::new()
         .route("/v2/code/completions", post(code::completions))
         .route("/v2/completions", post(code::completions))
+        .route("/v2/code/generations", post(generations::generations))
         .route("/v3/code/completions", post(suggestion::v3))
         .route("/v4/code/suggestions", post(suggestion::v4))
         .route("/v2/chat/agent", post(chat::agent))
-        .route("/v1/prompts/{*id}", post(prompts::invoke))
+        .route("/v1/prompts/{*id}", post(prompts::v1))
+        .route("/v2/prompts/{*id}", post(prompts::v2))
+        .route("/v1/chat/{invokable}", post(invokable::invoke))
+        .route("/v1/x-ray/libraries", post(xray::libraries))
         .route("/v1/chat/completions", post(openai::chat_completions))
         .route("/v1/completions", post(openai::completions))
         .route_layer(from_fn_with_state(Arc::clone(state), access::record))

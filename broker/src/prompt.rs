@@ -67,6 +67,23 @@ pub struct Use<'a> {
     pub stream: bool,
 }
 
+/// A conversation in the client's own words, with its own settings.
+#[derive(Debug)]
+pub struct Conversation<'a> {
+    /// The model it is for.
+    pub model: &'a Model,
+    /// What has been said.
+    pub messages: Vec<Message>,
+    /// The output limit; the model's own may be lower.
+    pub max_tokens: u32,
+    /// Between 0 and 2.
+    pub temperature: f64,
+    /// Texts that end the answer.
+    pub stop: &'a [String],
+    /// Is the answer to come as a stream?
+    pub stream: bool,
+}
+
 /// A rendered prompt, ready for a model server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rendered {
@@ -193,9 +210,36 @@ impl Prompts {
         };
         Ok(Rendered {
             endpoint: content.endpoint(),
-            body: body(&template, &content, call.model, call.stream).into(),
+            body: body(&Settings::of(&template, call.model), &content, call.stream).into(),
             prompt: (call.id.to_owned(), template.version().to_owned()),
         })
+    }
+
+    /// One call of a model server for a conversation that no template of ours has a part in.
+    ///
+    /// # Errors
+    /// [`PromptError::TooLong`].
+    pub fn converse(conversation: Conversation<'_>) -> Result<(Endpoint, Bytes), PromptError> {
+        let Conversation {
+            model,
+            messages,
+            max_tokens,
+            temperature,
+            stop,
+            stream,
+        } = conversation;
+        let content = Content::Messages(family::arrange(&model.family, messages));
+        if content.bytes() > budget::most_bytes(model) {
+            return Err(PromptError::TooLong {
+                window: model.context_tokens,
+            });
+        }
+        let settings = Settings {
+            max_tokens: max_tokens.min(model.max_output_tokens),
+            temperature,
+            stop,
+        };
+        Ok((content.endpoint(), body(&settings, &content, stream).into()))
     }
 
     fn template(&self, id: &str, model: &Model) -> Result<Arc<Template>, PromptError> {
@@ -285,7 +329,24 @@ struct StreamOptions {
     include_usage: bool,
 }
 
-fn body(template: &Template, content: &Content, model: &Model, stream: bool) -> Vec<u8> {
+/// How a model is to answer.
+struct Settings<'a> {
+    max_tokens: u32,
+    temperature: f64,
+    stop: &'a [String],
+}
+
+impl<'a> Settings<'a> {
+    fn of(template: &'a Template, model: &Model) -> Self {
+        Self {
+            max_tokens: template.max_tokens(model),
+            temperature: template.temperature(),
+            stop: template.stop(),
+        }
+    }
+}
+
+fn body(settings: &Settings<'_>, content: &Content, stream: bool) -> Vec<u8> {
     let (messages, prompt) = match content {
         Content::Messages(messages) => (Some(messages.as_slice()), None),
         Content::Text(text) => (None, Some(text.as_str())),
@@ -293,9 +354,9 @@ fn body(template: &Template, content: &Content, model: &Model, stream: bool) -> 
     let body = Body {
         messages,
         prompt,
-        max_tokens: template.max_tokens(model),
-        temperature: template.temperature(),
-        stop: template.stop().get(..MOST_STOPS).unwrap_or(template.stop()),
+        max_tokens: settings.max_tokens,
+        temperature: settings.temperature,
+        stop: settings.stop.get(..MOST_STOPS).unwrap_or(settings.stop),
         skip_special_tokens: prompt.map(|_| false),
         stream: stream.then_some(true),
         stream_options: stream.then_some(StreamOptions { include_usage: true }),

@@ -10,6 +10,7 @@ mod config;
 mod dead_letters;
 mod death;
 mod edge;
+mod gitlab_doors;
 mod nats_restart;
 mod neighbours;
 mod openai_python;

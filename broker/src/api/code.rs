@@ -35,6 +35,8 @@ const MAX_CONTEXT_NAME: usize = 1024;
 const MAX_CONTEXT_CONTENT: usize = 500_000;
 const MAX_MODEL_NAME: usize = 255;
 const MAX_IDENTIFIER: usize = 1000;
+/// Longest prompt in the client's own words, in characters.
+pub(super) const MAX_PROMPT: usize = 400_000;
 /// Texts that are read for their type alone.
 const MAX_IGNORED: usize = 10_000;
 const PROMPT_ID: &str = "code_suggestions/completions";
@@ -104,7 +106,8 @@ pub(super) struct Completion<'a> {
     pub(super) project: Option<String>,
 }
 
-fn parse<'a>(fields: &Fields<'a>) -> Result<Completion<'a>, ApiError> {
+/// Reads the body of a completion, which one of `/v2/code/generations` is too.
+pub(super) fn parse<'a>(fields: &Fields<'a>) -> Result<Completion<'a>, ApiError> {
     let version = fields.raw("prompt_version").map(serde_json::value::RawValue::get);
     if !matches!(version, None | Some("1" | "2" | "3")) {
         return Err(fields.invalid("prompt_version", "has to be 1, 2 or 3"));
@@ -240,8 +243,9 @@ struct TokensShape {
     context_tokens_used: u64,
 }
 
+/// A whole answer's body.
 #[derive(Debug, Serialize)]
-struct CompletionShape<'a> {
+pub(super) struct CompletionShape<'a> {
     id: &'static str,
     model: ModelShape<'a>,
     experiments: [(); 0],
@@ -286,7 +290,8 @@ async fn answer(
     Ok(completed(&whole, routed.model.name.as_str(), lang, flags).into_response())
 }
 
-fn completed<'a>(
+/// A whole answer as completions describe it.
+pub(super) fn completed<'a>(
     whole: &'a Whole,
     model: &'a str,
     lang: &'a str,

@@ -1,4 +1,4 @@
-//! GitLab's prompts by id: `/v1/prompts/{id}`.
+//! GitLab's prompts by id: `/v1/prompts/{id}` and `/v2/prompts/{id}`, which differ in what an answer is wrapped in.
 
 use axum::Json;
 use axum::extract::Path;
@@ -6,13 +6,14 @@ use axum::extract::rejection::PathRejection;
 use axum::response::{IntoResponse, Response};
 use minijinja::Value;
 use minijinja::value::Serde;
-use serde_json::{Map, Value as JsonValue};
+use serde_json::{Map, Value as JsonValue, json};
 use time::OffsetDateTime;
 
 use super::code;
 use super::error::{ApiError, Shape};
 use super::fields::Fields;
 use super::inbound::Inbound;
+use super::stream::lines::{ContentLines, UsageByModel};
 use super::stream::raw::RawText;
 use super::stream::{self, chunk};
 use crate::prompt::{Purpose, Use};
@@ -23,8 +24,30 @@ const MODEL_TEST: &str = "model_configuration/check";
 const MAX_VERSION: usize = 255;
 const CURRENT_DATE: &str = "current_date";
 
+/// What an answer is wrapped in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wrapping {
+    /// v1: the bare text, as a JSON string or as it flows.
+    Bare,
+    /// v2: an object, or an object a line.
+    Object,
+}
+
 /// `POST /v1/prompts/{id}`; the id may hold slashes.
-pub(super) async fn invoke(id: Result<Path<String>, PathRejection>, mut inbound: Inbound) -> Response {
+pub(super) async fn v1(id: Result<Path<String>, PathRejection>, inbound: Inbound) -> Response {
+    invoke(id, inbound, Wrapping::Bare).await
+}
+
+/// `POST /v2/prompts/{id}`.
+pub(super) async fn v2(id: Result<Path<String>, PathRejection>, inbound: Inbound) -> Response {
+    invoke(id, inbound, Wrapping::Object).await
+}
+
+async fn invoke(
+    id: Result<Path<String>, PathRejection>,
+    mut inbound: Inbound,
+    wrapping: Wrapping,
+) -> Response {
     let Ok(Path(id)) = id else {
         return ApiError::NotFound("Not Found".into()).respond(Shape::GitLab);
     };
@@ -34,7 +57,7 @@ pub(super) async fn invoke(id: Result<Path<String>, PathRejection>, mut inbound:
         return redirect;
     }
     let mut stream = false;
-    let answer = try_invoke(&id, &mut inbound, &mut stream).await;
+    let answer = try_invoke(&id, &mut inbound, wrapping, &mut stream).await;
     answer.unwrap_or_else(|error| {
         error.respond(match id.as_str() {
             MODEL_TEST => Shape::ModelTest,
@@ -43,7 +66,12 @@ pub(super) async fn invoke(id: Result<Path<String>, PathRejection>, mut inbound:
     })
 }
 
-async fn try_invoke(id: &str, inbound: &mut Inbound, stream: &mut bool) -> Result<Response, ApiError> {
+async fn try_invoke(
+    id: &str,
+    inbound: &mut Inbound,
+    wrapping: Wrapping,
+    stream: &mut bool,
+) -> Result<Response, ApiError> {
     let unknown = || ApiError::NotFound(format!("Prompt '{id}' not found").into());
     let purpose = inbound.api.prompts.purpose(id).ok_or_else(unknown)?;
     let refusal = format!("Unauthorized to access '{id}'");
@@ -59,11 +87,23 @@ async fn try_invoke(id: &str, inbound: &mut Inbound, stream: &mut bool) -> Resul
     fields.text("prompt_version", MAX_VERSION)?;
     let (work, routed) = render(id, inbound, &purpose, &fields, *stream)?;
     let mut reply = inbound.send(&routed, work).await?;
-    if *stream {
-        return stream::respond(reply, RawText::default()).await;
+    match (*stream, wrapping) {
+        (true, Wrapping::Bare) => return stream::respond(reply, RawText::default()).await,
+        (true, Wrapping::Object) => {
+            return stream::respond(reply, ContentLines::new(&routed.model.name)).await;
+        }
+        (false, _) => {}
     }
     let (summary, body) = reply.whole().await?;
-    Ok(Json(chunk::whole(&summary, &body)?.text).into_response())
+    let whole = chunk::whole(&summary, &body)?;
+    Ok(match wrapping {
+        Wrapping::Bare => Json(whole.text).into_response(),
+        Wrapping::Object => {
+            // By family, where the lines of a stream have the model: what GitLab's gateway does.
+            let usage = UsageByModel::new(&routed.model.family, whole.usage);
+            Json(json!({"content": whole.text, "usage": usage})).into_response()
+        }
+    })
 }
 
 fn render(

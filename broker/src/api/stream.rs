@@ -10,6 +10,7 @@
 //! | format | good end | failure in mid-stream |
 //! |---|---|---|
 //! | raw text | end of the body | the body is cut |
+//! | lines of v2 prompts | a line with the usage | the body is cut |
 //! | v4 server-sent events | `stream_end` | the body is cut |
 //! | chat events | `finish_reason` "stop", usage | an `error` event |
 //! | OpenAI | `[DONE]` | an `error` object, no `[DONE]` |
@@ -30,6 +31,7 @@ use crate::request::{ExchangeError, ReplyEvent};
 
 pub(super) mod chunk;
 pub(super) mod fence;
+pub(super) mod lines;
 pub(super) mod raw;
 pub(super) mod spaced;
 pub(super) mod sse;

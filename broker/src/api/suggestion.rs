@@ -12,7 +12,7 @@ use duo_contract::name::FeatureName;
 use minijinja::{Value, context};
 use serde_json::json;
 
-use super::code::{self, CODE_COMPLETION, CodeFile, Completion, ContextItem, ENGINE};
+use super::code::{self, CODE_COMPLETION, CodeFile, Completion, ContextItem, ENGINE, MAX_PROMPT};
 use super::error::{ApiError, Shape};
 use super::fields::Fields;
 use super::inbound::Inbound;
@@ -26,7 +26,6 @@ use crate::prompt::{Use, budget};
 use crate::request::{ModelChoice, RoutedRequest, Work};
 
 const MAX_COMPONENTS: usize = 100;
-const MAX_PROMPT: usize = 400_000;
 const MAX_CONTEXT_CONTENT: usize = 100_000;
 /// Both sides of the cursor that Rails has already trimmed.
 const MAX_TRIMMED: usize = 100_000;
@@ -40,7 +39,8 @@ const REGION: &str = "self-managed";
 /// Editors before this one send context that is not meant for the prompt.
 const CONTEXT_SINCE: [u32; 3] = [7, 17, 1];
 
-static CODE_GENERATION: LazyLock<FeatureName> =
+/// The feature of generations.
+pub(super) static CODE_GENERATION: LazyLock<FeatureName> =
     LazyLock::new(|| FeatureName::parse("code_generation").expect("a feature id"));
 
 /// How a route streams.
@@ -222,7 +222,7 @@ fn own_prompt<'a>(payload: &Fields<'a>) -> Result<Option<Cow<'a, str>>, ApiError
 }
 
 /// Code that is to be written.
-struct Generation<'a> {
+pub(super) struct Generation<'a> {
     file: CodeFile<'a>,
     above: Option<Cow<'a, str>>,
     below: Option<Cow<'a, str>>,
@@ -235,9 +235,9 @@ struct Generation<'a> {
 }
 
 impl<'a> Generation<'a> {
-    fn parse(payload: &Fields<'a>, choice: ModelChoice) -> Result<Self, ApiError> {
-        let file = CodeFile::parse(payload)?;
-        let mut generation = Self {
+    /// Of a file alone.
+    pub(super) fn of(file: CodeFile<'a>, choice: ModelChoice) -> Self {
+        Self {
             file,
             above: None,
             below: None,
@@ -247,7 +247,11 @@ impl<'a> Generation<'a> {
             related_snippets: Vec::new(),
             examples: Vec::new(),
             choice,
-        };
+        }
+    }
+
+    fn parse(payload: &Fields<'a>, choice: ModelChoice) -> Result<Self, ApiError> {
+        let mut generation = Self::of(CodeFile::parse(payload)?, choice);
         if let Some(enhancer) = payload.object("prompt_enhancer")? {
             generation.enhance(&enhancer)?;
         }
@@ -277,7 +281,12 @@ impl<'a> Generation<'a> {
 
     /// Fits it into the model's window: the instruction always stays, then
     /// snippets and files near the cursor, then libraries and examples.
-    fn render(&self, inbound: &Inbound, routed: &RoutedRequest, stream: bool) -> Result<Work, ApiError> {
+    pub(super) fn render(
+        &self,
+        inbound: &Inbound,
+        routed: &RoutedRequest,
+        stream: bool,
+    ) -> Result<Work, ApiError> {
         let prompts = &inbound.api.prompts;
         let instruction = self.instruction.as_deref().filter(|text| !text.trim().is_empty());
         let room = prompts

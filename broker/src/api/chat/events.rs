@@ -5,13 +5,13 @@ use bytes::BytesMut;
 use duo_contract::frame::Summary;
 use duo_contract::name::ModelName;
 use http::HeaderMap;
-use serde::ser::SerializeMap;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use super::CONTENT_TYPE;
 use super::react::{Outcome, Reader};
 use super::tools::Tool;
 use crate::api::error::{is_retryable, public_message};
+use crate::api::stream::lines::UsageByModel;
 use crate::api::stream::{Encoder, Ending, Unreadable, chunk, content_type, spaced};
 use crate::request::ExchangeError;
 
@@ -40,23 +40,6 @@ enum Event<'a> {
     Usage {
         usage: UsageByModel<'a>,
     },
-}
-
-/// An object with one member, named by the model.
-struct UsageByModel<'a>(&'a str, Tokens);
-
-#[derive(Serialize)]
-struct Tokens {
-    input_tokens: u64,
-    output_tokens: u64,
-}
-
-impl Serialize for UsageByModel<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(1))?;
-        map.serialize_entry(self.0, &self.1)?;
-        map.end()
-    }
 }
 
 /// One turn of a chat.
@@ -112,11 +95,7 @@ impl Encoder for Turn {
             Outcome::Action { thought, tool, input } => self.call(&thought, &tool, &input, out),
             Outcome::Unknown(text) => line(&Event::Unknown { text: &text }, out),
         }
-        let tokens = Tokens {
-            input_tokens: summary.input_tokens.unwrap_or(0),
-            output_tokens: summary.output_tokens.unwrap_or(0),
-        };
-        let usage = UsageByModel(self.model.as_str(), tokens);
+        let usage = UsageByModel::of(self.model.as_str(), summary);
         line(&Event::Usage { usage }, out);
     }
 
