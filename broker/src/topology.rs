@@ -18,7 +18,7 @@ use crate::config::QueueConfig;
 
 /// Un-acknowledged deliveries of one lane and model, well above any fleet's slots.
 const MAX_ACK_PENDING: i64 = 10_000;
-/// Pulls that may wait at one consumer: 64 workers with 32 each, four times over.
+/// Pulls that may wait at one consumer: thousands of workers with a few each.
 const MAX_WAITING: i64 = 8192;
 /// How long the server recognises a publish that was sent twice.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
