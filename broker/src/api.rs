@@ -27,6 +27,7 @@ mod access;
 pub mod admin;
 mod chat;
 mod code;
+mod direct;
 mod edge;
 mod error;
 pub mod events;
@@ -104,8 +105,11 @@ fn inference(state: &Arc<ApiState>) -> Router<Arc<ApiState>> {
 fn open() -> Router<Arc<ApiState>> {
     Router::new()
         .route("/v1/models", only_get(get(models::list)))
-        .route("/v1/models/definitions", only_get(get(models::definitions)))
         .route("/v1/models/{*id}", only_get(get(models::one)))
+        .route_layer(from_fn(access::not_direct))
+        .route("/v1/models/definitions", only_get(get(models::definitions)))
+        .route("/v1/code/user_access_token", post(direct::token))
+        .route("/.well-known/jwks.json", only_get(get(direct::keys)))
         .route("/monitoring/healthz", only_get(get(monitoring::healthz)))
         .route("/monitoring/ready", only_get(get(monitoring::ready)))
 }

@@ -27,6 +27,7 @@ use quick_cache::sync::Cache;
 use crate::caller::Caller;
 use crate::identity::Identities;
 
+pub mod direct;
 mod directory;
 mod error;
 mod fetch;
@@ -37,6 +38,7 @@ mod metrics;
 mod refusals;
 mod token;
 
+use direct::{DirectToken, MintError, SigningKeys};
 use directory::Directory;
 use grant::Verified;
 use keys::{KeySet, KeySlot, Refresh};
@@ -86,6 +88,8 @@ impl Default for AuthConfig {
 pub struct Authenticator {
     inner: Arc<Inner>,
     metrics: AuthMetrics,
+    /// Make and verify tokens for IDEs; without them there are none.
+    signing: Option<Arc<SigningKeys>>,
 }
 
 struct Inner {
@@ -143,7 +147,31 @@ impl Authenticator {
         Self {
             inner: Arc::new(inner),
             metrics,
+            signing: None,
         }
+    }
+
+    /// The same, with keys to make and verify tokens for IDEs.
+    #[must_use]
+    pub fn with_signing_keys(mut self, keys: Option<Arc<SigningKeys>>) -> Self {
+        self.signing = keys;
+        self
+    }
+
+    /// A token with which the IDE of the person that `caller`, a GitLab instance, asks for may ask for completions.
+    ///
+    /// # Errors
+    /// The caller may not have one, or nothing signs it.
+    pub fn mint(&self, caller: &Caller) -> Result<DirectToken, MintError> {
+        direct::may_ask(caller).ok_or(MintError::NotAllowed)?;
+        let keys = self.signing.as_ref().ok_or(MintError::NoKey)?;
+        keys.mint(caller, (self.inner.clock)())
+    }
+
+    /// Keys that tokens for IDEs are verified by, if there are any.
+    #[must_use]
+    pub fn signing_keys(&self) -> Option<&SigningKeys> {
+        self.signing.as_deref()
     }
 
     /// Finds out who sent a request with these headers.
@@ -213,6 +241,9 @@ impl Authenticator {
     /// Checks a token that the cache does not hold.
     async fn verify(&self, token: &str) -> Result<Arc<Verified>, AuthError> {
         let token = Unverified::parse(token)?;
+        if direct::is_ours(&token.claims) {
+            return self.verify_ours(token);
+        }
         let issuer = self.inner.directory().issuer(&token.claims)?;
         token
             .claims
@@ -224,6 +255,18 @@ impl Authenticator {
             keys,
             self.inner.leeway_ms,
         )))
+    }
+
+    /// The same for a token that we have made.
+    fn verify_ours(&self, token: Unverified<'_>) -> Result<Arc<Verified>, AuthError> {
+        let keys = self.signing.as_ref().ok_or(Forbidden::UnknownIssuer)?;
+        let issuer = self.inner.directory().at(direct::voucher(&token.claims)?)?;
+        let leeway_ms = self.inner.leeway_ms;
+        token.claims.check_times((self.inner.clock)(), leeway_ms)?;
+        if !token.is_signed_by(keys.verifying()) {
+            return Err(Forbidden::BadSignature.into());
+        }
+        Ok(Arc::new(Verified::direct(token.claims, issuer, leeway_ms)))
     }
 
     /// The issuer's keys, one of which verifies `token`.

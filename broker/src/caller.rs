@@ -38,7 +38,14 @@ pub enum Grant {
         scopes: HashSet<String>,
         /// May it use the OpenAI endpoints too?
         openai: bool,
+        /// URL of the instance, as configured.
+        issuer: String,
+        /// `gitlab_realm`, if the token says one.
+        realm: Option<String>,
     },
+    /// A token of ours for a person's IDE: it opens `/v2/completions` and nothing else. It has no scopes, so
+    /// endpoints that ask for some refuse it.
+    Direct,
     /// One of our own API tokens.
     ApiToken {
         /// What it opens.
@@ -57,7 +64,7 @@ impl Caller {
     pub fn has_scope(&self, scope: &str) -> bool {
         match &*self.grant {
             Grant::GitLab { scopes, .. } => scopes.contains(scope),
-            Grant::ApiToken { .. } => false,
+            Grant::Direct | Grant::ApiToken { .. } => false,
         }
     }
 
@@ -76,6 +83,7 @@ impl Caller {
                 features: None,
                 ..
             } => feature.as_str().starts_with("openai_"),
+            Grant::Direct => feature.as_str() == "code_completion",
             Grant::ApiToken { .. } => false,
         }
     }
@@ -87,7 +95,7 @@ impl Caller {
             Grant::ApiToken {
                 models: Some(models), ..
             } => models.contains(model),
-            Grant::ApiToken { models: None, .. } | Grant::GitLab { .. } => true,
+            Grant::ApiToken { models: None, .. } | Grant::GitLab { .. } | Grant::Direct => true,
         }
     }
 
@@ -96,7 +104,7 @@ impl Caller {
     pub fn role(&self) -> Option<Role> {
         match &*self.grant {
             Grant::ApiToken { role, .. } => Some(*role),
-            Grant::GitLab { .. } => None,
+            Grant::GitLab { .. } | Grant::Direct => None,
         }
     }
 }

@@ -34,6 +34,8 @@ pub struct Config {
     pub database_url: SecretString,
     /// File of the seal keys, the same for every broker and worker.
     pub seal_keys_file: PathBuf,
+    /// File of the keys that sign tokens for IDEs, the same for every broker; without it there are no such tokens.
+    pub signing_keys_file: Option<PathBuf>,
     /// Private certificate authorities for GitLab.
     pub gitlab_ca_file: Option<PathBuf>,
     /// Logs.
@@ -114,6 +116,7 @@ impl Config {
                     "file of ID:BASE64 lines that seals queued bodies",
                 )
                 .into(),
+            signing_keys_file: env_ref.optional("DUO_SIGNING_KEYS_FILE").map(PathBuf::from),
             gitlab_ca_file: env_ref.optional("DUO_GITLAB_CA_FILE").map(PathBuf::from),
             log: LogConfig {
                 filter: env_ref.text("DUO_LOG", "info"),

@@ -24,13 +24,14 @@ use crate::admission::Admission;
 use crate::api::admin::AdminState;
 use crate::api::{self, ApiState};
 use crate::audit::{AuditLog, sink, sweeper, writer};
+use crate::auth::direct::SigningKeys;
 use crate::auth::{AuthConfig, Authenticator};
 use crate::config::{Config, QueueConfig};
 use crate::dispatch::storing::{self, Storing};
 use crate::dispatch::{Dispatch, Parts, bundles, chores, dead, questions, supersede, watch};
 use crate::exchange::Exchange;
 use crate::fleet::{self, Fleet};
-use crate::identity;
+use crate::identity::{self, Identities};
 use crate::letters::Letters;
 use crate::metrics::Metrics;
 use crate::prompt::Prompts;
@@ -105,6 +106,7 @@ pub async fn run(
     let operations_end = serve_operations(operations, &registry, &readiness);
 
     let keys = read_keys(&config.seal_keys_file)?;
+    let signing = read_signing_keys(config.signing_keys_file.as_deref())?;
     let store = Store::connect(&config.database_url, PoolConfig::default())?;
     let nats = connect(&config, &shutdown).await?;
     follow::connection(&nats, connected, &shutdown);
@@ -154,8 +156,7 @@ pub async fn run(
     keep_records(&background, &registry, sweeper);
     background.spawn("fleet", fleet::watch(nats.clone(), fleet, background.clone()));
     watch_queue(&background, &nats, config.queue, &dispatch, &routing);
-    let client = http_client(config.gitlab_ca_file.as_deref())?;
-    let authenticator = Authenticator::new(identities, AuthConfig::default(), client, &registry);
+    let authenticator = authenticator(&config, identities, signing, &registry)?;
     background.spawn("signing keys", authenticator.clone().run(background.clone()));
     let prompts = Prompts::builtin();
     let followed = follow::Followed {
@@ -307,6 +308,35 @@ fn read_keys(path: &std::path::Path) -> anyhow::Result<SealKeys> {
         )
     })?;
     Ok(SealKeys::parse(&text)?)
+}
+
+/// Checks tokens of the configured instances, and of ours where there are keys for them.
+fn authenticator(
+    config: &Config,
+    identities: Identities,
+    signing: Option<Arc<SigningKeys>>,
+    registry: &Registry,
+) -> anyhow::Result<Authenticator> {
+    let client = http_client(config.gitlab_ca_file.as_deref())?;
+    Ok(Authenticator::new(identities, AuthConfig::default(), client, registry).with_signing_keys(signing))
+}
+
+/// The keys that sign tokens for IDEs, where the operator has provided some.
+fn read_signing_keys(path: Option<&std::path::Path>) -> anyhow::Result<Option<Arc<SigningKeys>>> {
+    let Some(path) = path else {
+        tracing::info!(
+            "no DUO_SIGNING_KEYS_FILE: there are no tokens for direct connections, IDEs ask through GitLab"
+        );
+        return Ok(None);
+    };
+    let named = || {
+        format!(
+            "the signing keys {}; DUO_SIGNING_KEYS_FILE names the file",
+            path.display()
+        )
+    };
+    let text = std::fs::read_to_string(path).with_context(named)?;
+    Ok(Some(Arc::new(SigningKeys::parse(&text).with_context(named)?)))
 }
 
 /// Connects and sets the queue up, again and again for [`START_PATIENCE`].

@@ -11,6 +11,7 @@ mod dead_letters;
 mod death;
 mod edge;
 mod gitlab_doors;
+mod ide_direct;
 mod nats_restart;
 mod neighbours;
 mod openai_python;

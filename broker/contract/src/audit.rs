@@ -51,7 +51,7 @@ impl AuditKind {
 /// Who asked.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Who {
-    /// `gitlab` or `api_token`.
+    /// `gitlab`, `gitlab_direct` (an IDE with a token that GitLab fetched for it) or `api_token`.
     pub auth: String,
     /// The GitLab instance's id.
     #[serde(default, skip_serializing_if = "Option::is_none")]

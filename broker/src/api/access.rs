@@ -14,13 +14,14 @@ use super::edge::{Arrived, REQUEST_ID};
 use super::error::{ApiError, Refused, Shape};
 use super::state::ApiState;
 use crate::auth::AuthError;
-use crate::caller::Caller;
+use crate::caller::{Caller, Grant};
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// Longest correlation id a record keeps.
 const MAX_CORRELATION_ID: usize = 255;
 /// Paths that need no token.
-const PUBLIC: [&str; 3] = [
+const PUBLIC: [&str; 4] = [
+    "/.well-known/jwks.json",
     "/monitoring/healthz",
     "/monitoring/ready",
     "/v1/models/definitions",
@@ -121,6 +122,16 @@ pub(super) async fn admins_only(request: Request, next: Next) -> Response {
         return next.run(request).await;
     }
     ApiError::Forbidden("this needs a token with the admin role".into()).respond(Shape::Plain)
+}
+
+/// Endpoints that ask for no scope are closed to an IDE's token of ours.
+pub(super) async fn not_direct(request: Request, next: Next) -> Response {
+    let caller = request.extensions().get::<Caller>();
+    if caller.is_some_and(|caller| matches!(&*caller.grant, Grant::Direct)) {
+        let shape = Shape::of_path(request.uri().path());
+        return ApiError::Forbidden("this token opens /v2/completions only".into()).respond(shape);
+    }
+    next.run(request).await
 }
 
 fn role(request: &Request) -> Option<Role> {

@@ -22,6 +22,7 @@ use super::language;
 use super::stream::chunk::{self, Whole};
 use super::stream::raw::{self, RawText};
 use super::stream::{self, content_type};
+use crate::caller::Grant;
 use crate::exchange::Reply;
 use crate::prompt::{Use, budget};
 use crate::request::{ModelChoice, RoutedRequest, Work};
@@ -40,6 +41,8 @@ pub(super) const MAX_PROMPT: usize = 400_000;
 /// Texts that are read for their type alone.
 const MAX_IGNORED: usize = 10_000;
 const PROMPT_ID: &str = "code_suggestions/completions";
+/// Where IDEs ask without a detour through GitLab.
+const DIRECT_PATH: &str = "/v2/completions";
 const SCOPE: &str = "complete_code";
 const REFUSAL: &str = "Unauthorized to access code completions";
 
@@ -56,7 +59,9 @@ pub(super) async fn completions(mut inbound: Inbound) -> Response {
 }
 
 async fn complete(inbound: &mut Inbound, stream: &mut bool) -> Result<Response, ApiError> {
-    inbound.require(&[SCOPE], &CODE_COMPLETION, REFUSAL)?;
+    if !is_direct(inbound) {
+        inbound.require(&[SCOPE], &CODE_COMPLETION, REFUSAL)?;
+    }
     if let Err(refusal) = inbound.gate(&CODE_COMPLETION) {
         *stream = inbound.wants_stream().await;
         return Err(refusal);
@@ -79,6 +84,11 @@ pub(super) struct CodeFile<'a> {
     pub(super) language: Option<Cow<'a, str>>,
     pub(super) above: Cow<'a, str>,
     pub(super) below: Cow<'a, str>,
+}
+
+/// An IDE with a token of ours, on the one path that it opens?
+fn is_direct(inbound: &Inbound) -> bool {
+    matches!(&*inbound.caller.grant, Grant::Direct) && inbound.uri.path() == DIRECT_PATH
 }
 
 impl<'a> CodeFile<'a> {

@@ -20,6 +20,7 @@
 //! | `cancelled` (superseded, too slow a reader) | empty answer | 503 | 421 `503: …` | `error` event | 503 |
 //! | `model_server_fault` | 503 | 503 | 421 with its code, else `500: …` | `error` event | 502 |
 //! | `internal` with a time to try again | 503 | 503 | 503 | `error` event | 503 |
+//! | no key signs a token for an IDE | – | 500 | – | – | – |
 //! | `internal` | 500 | 500 | 500 | `error` event | 500 |
 //!
 //! The empty answer is 200 with `choices: []`, or for a stream 200 with no
@@ -119,6 +120,9 @@ pub(crate) enum ApiError {
         /// The model's window in tokens.
         window: u32,
     },
+    /// Nothing signs tokens for IDEs; GitLab's own text. GitLab then lets IDEs ask through it.
+    #[error("Failed to generate JWT")]
+    NoSigningKey,
     /// The exchange refused or failed.
     #[error(transparent)]
     Exchange(#[from] ExchangeError),
@@ -249,6 +253,7 @@ impl ApiError {
             Self::MethodNotAllowed => "method_not_allowed".into(),
             Self::Conflict(_) => "conflict".into(),
             Self::ContextLength { .. } => "context_length_exceeded".into(),
+            Self::NoSigningKey => "no_signing_key".into(),
             Self::Exchange(error) => error.reason.clone(),
         }
     }
@@ -268,6 +273,7 @@ impl ApiError {
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Conflict(_) => StatusCode::CONFLICT,
+            Self::NoSigningKey => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Exchange(error) if is_unknown(error) => StatusCode::NOT_FOUND,
             Self::Exchange(error) => match error.kind {
                 FailureKind::InvalidRequest => StatusCode::UNPROCESSABLE_ENTITY,
@@ -382,6 +388,7 @@ impl ApiError {
             | Self::NotFound(_)
             | Self::MethodNotAllowed
             | Self::Conflict(_) => (status, INVALID, self.reason(), None),
+            Self::NoSigningKey => (status, "server_error", self.reason(), None),
             Self::Exchange(error) if error.reason == "unknown_model" => (
                 StatusCode::NOT_FOUND,
                 INVALID,

@@ -90,6 +90,7 @@ fn feature(inbound: &Inbound, own: &FeatureName) -> Result<FeatureName, ApiError
         }
         // The gate looks, once it is known whether the feature exists.
         Grant::ApiToken { .. } => true,
+        Grant::Direct => false,
     };
     if allowed {
         Ok(named)

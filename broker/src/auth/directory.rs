@@ -85,6 +85,14 @@ impl Directory {
             .ok_or(Forbidden::WrongAudience)
     }
 
+    /// An issuer with this URL, whatever its audience.
+    pub(super) fn at(&self, url: &str) -> Result<Arc<GitLab>, Forbidden> {
+        let url = without_slash(url);
+        let mut issuers = self.issuers.iter();
+        let named = issuers.find(|issuer| issuer.slot.url() == url);
+        named.cloned().ok_or(Forbidden::UnknownIssuer)
+    }
+
     /// Is this issuer still configured just so?
     pub(super) fn holds(&self, issuer: &Arc<GitLab>) -> bool {
         self.issuers.iter().any(|known| Arc::ptr_eq(known, issuer))

@@ -165,11 +165,7 @@ async fn discover_and_fetch(client: &reqwest::Client, issuer_url: &str) -> Resul
 
     let url = parse_url(&discovery.jwks_uri)?;
     let published: PublishedKeys = answer(client, url.clone(), protected, "key set").await?;
-    let readable = published
-        .keys
-        .into_iter()
-        .filter_map(|key| serde_json::from_value(key).ok());
-    let usable = readable.filter_map(Key::from_published);
+    let usable = published.keys.into_iter().filter_map(Key::from_value);
     let keys: Vec<Key> = usable.take(MAX_KEYS).collect();
     if keys.is_empty() {
         return Err(KeyFetchError::NoUsableKey { url });
@@ -283,6 +279,11 @@ impl Key {
 
     pub(super) fn decoding_key(&self) -> &DecodingKey {
         &self.decoding
+    }
+
+    /// The same of a JSON Web Key that is not read yet.
+    pub(super) fn from_value(jwk: serde_json::Value) -> Option<Self> {
+        Self::from_published(serde_json::from_value(jwk).ok()?)
     }
 
     /// The key, unless it is no RSA key for RS256 signatures or too weak to verify any.

@@ -9,25 +9,39 @@ use http::HeaderMap;
 
 use super::directory::GitLab;
 use super::error::AuthError;
-use super::headers::{self, INSTANCE_ID, MAX_ID_BYTES, REALM};
+use super::headers::{self, INSTANCE_ID, MAX_ID_BYTES, REALM, USER_ID};
 use super::keys::KeySet;
 use super::sha256;
 use super::token::Claims;
 use crate::caller::{Caller, Grant, PERSON_LIMIT, SERVICE_LIMIT};
 
-/// What a verified GitLab token says, and what it was verified by.
+/// What a verified token of GitLab's, or of ours for an IDE, says, and what it was verified by.
 #[derive(Debug)]
 pub(super) struct Verified {
+    /// Who signed it, or vouched for the person it is for.
     pub(super) issuer: Arc<GitLab>,
-    /// The issuer's keys at the time; others may no longer hold the one that verified it.
-    keys: Arc<KeySet>,
+    signed_by: Signer,
     good_until_ms: u64,
     grant: Arc<Grant>,
+    /// What the record calls this kind of token.
+    kind: &'static str,
     /// The instance's id.
-    sub: String,
+    instance: String,
     realm: Option<String>,
-    instance_id: Option<String>,
+    /// The same as a claim of its own, where there is one.
+    instance_claim: Option<String>,
+    /// The one person that may present it, for a token of ours.
+    person: Option<String>,
     token_id: Option<String>,
+}
+
+/// Whose keys verified a token.
+#[derive(Debug)]
+enum Signer {
+    /// The issuer's at the time; others may no longer hold the one that verified it.
+    Issuer(Arc<KeySet>),
+    /// Ours, which do not change while we run.
+    Ourselves,
 }
 
 /// An API token, ready for use.
@@ -53,19 +67,43 @@ impl Verified {
             grant: Arc::new(Grant::GitLab {
                 scopes: scopes.into_iter().collect(),
                 openai,
+                issuer: issuer.slot.url().to_owned(),
+                realm: claims.gitlab_realm.clone(),
             }),
-            sub,
+            kind: "gitlab",
+            instance: sub,
             realm: claims.gitlab_realm,
-            instance_id: claims.gitlab_instance_id,
+            instance_claim: claims.gitlab_instance_id,
+            person: None,
             token_id: claims.jti.filter(|id| id.len() <= MAX_ID_BYTES),
             issuer,
-            keys,
+            signed_by: Signer::Issuer(keys),
+        }
+    }
+
+    /// A token of ours, for a person that `issuer` vouched for.
+    pub(super) fn direct(claims: Claims, issuer: Arc<GitLab>, leeway_ms: u64) -> Self {
+        Self {
+            good_until_ms: claims.good_until_ms(leeway_ms),
+            grant: Arc::new(Grant::Direct),
+            kind: "gitlab_direct",
+            person: Some(claims.sub().to_owned()),
+            instance: claims.gitlab_instance_id.clone().unwrap_or_default(),
+            realm: claims.gitlab_realm,
+            instance_claim: claims.gitlab_instance_id,
+            token_id: claims.jti.filter(|id| id.len() <= MAX_ID_BYTES),
+            issuer,
+            signed_by: Signer::Ourselves,
         }
     }
 
     /// Has it time left, and does its issuer still sign with the same keys?
     pub(super) fn is_current(&self, now_ms: u64) -> bool {
-        now_ms < self.good_until_ms && self.issuer.slot.has_same(&self.keys)
+        let same_keys = match &self.signed_by {
+            Signer::Issuer(keys) => self.issuer.slot.has_same(keys),
+            Signer::Ourselves => true,
+        };
+        now_ms < self.good_until_ms && same_keys
     }
 
     /// The caller, if this request's headers fit the token.
@@ -73,21 +111,24 @@ impl Verified {
         if let Some(realm) = &self.realm {
             headers::require_same(headers, &REALM, realm)?;
         }
-        if let Some(instance_id) = &self.instance_id {
+        if let Some(instance_id) = &self.instance_claim {
             headers::require_same(headers, &INSTANCE_ID, instance_id)?;
         }
-        headers::require_same(headers, &INSTANCE_ID, &self.sub)?;
+        headers::require_same(headers, &INSTANCE_ID, &self.instance)?;
+        if let Some(person) = &self.person {
+            headers::require_same(headers, &USER_ID, person)?;
+        }
 
         let user_id = headers::user_id(headers)?;
         let (share_key, limit) = match user_id {
-            Some(user_id) => (share_key("person", [&self.sub, user_id]), PERSON_LIMIT),
-            None => (share_key("service", [&self.sub, ""]), SERVICE_LIMIT),
+            Some(user_id) => (share_key("person", [&self.instance, user_id]), PERSON_LIMIT),
+            None => (share_key("service", [&self.instance, ""]), SERVICE_LIMIT),
         };
         Ok(Caller {
             grant: Arc::clone(&self.grant),
             who: Who {
-                auth: "gitlab".to_owned(),
-                instance_id: Some(self.sub.clone()),
+                auth: self.kind.to_owned(),
+                instance_id: Some(self.instance.clone()),
                 user_id: user_id.map(str::to_owned),
                 token_id: self.token_id.clone(),
                 client: headers::client(headers),

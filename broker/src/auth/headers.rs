@@ -23,7 +23,7 @@ pub(super) const INSTANCE_ID: Checked = Checked(
     "X-Gitlab-Instance-Id",
     HeaderName::from_static("x-gitlab-instance-id"),
 );
-const USER_ID: Checked = Checked(
+pub(super) const USER_ID: Checked = Checked(
     "X-Gitlab-Global-User-Id",
     HeaderName::from_static("x-gitlab-global-user-id"),
 );

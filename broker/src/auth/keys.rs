@@ -79,6 +79,15 @@ type Fetched = Result<Arc<KeySet>, Arc<KeyFetchError>>;
 type Fetch = Shared<BoxFuture<'static, Fetched>>;
 
 impl KeySet {
+    /// Keys that somebody else than an instance has published; some at least.
+    pub(super) fn of(keys: Vec<Key>) -> Self {
+        Self(keys)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Key> {
+        self.0.iter()
+    }
+
     /// The key of that name, then all others.
     pub(super) fn best_first(&self, kid: Option<&str>) -> impl Iterator<Item = &Key> {
         let is_named = move |key: &&Key| kid.is_some() && key.kid() == kid;

@@ -1,6 +1,7 @@
 //! The stand-in instance and the set-up that the tests share.
 
 mod api_tokens;
+mod direct;
 mod gitlab;
 mod keys;
 

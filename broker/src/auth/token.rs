@@ -32,6 +32,8 @@ pub(super) struct Claims {
     pub(super) gitlab_realm: Option<String>,
     pub(super) gitlab_instance_id: Option<String>,
     pub(super) scopes: Option<Vec<String>>,
+    /// In tokens of our own: URL of the instance that vouched for the person.
+    pub(super) duo_issuer: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]

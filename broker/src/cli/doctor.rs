@@ -18,6 +18,7 @@ pub(super) struct DoctorArguments {
 }
 
 pub(super) async fn run(arguments: &DoctorArguments) -> anyhow::Result<ExitCode> {
+    duo_broker::auth::install_crypto();
     let findings = doctor::examine(&settings()?).await;
     match arguments.format {
         Format::Json => output::json(&findings)?,
@@ -48,6 +49,7 @@ fn settings() -> anyhow::Result<Settings> {
             ca_file: path(env.optional("DUO_NATS_CA_FILE")),
         },
         seal_key_file: path(env.optional("DUO_SEAL_KEYS_FILE")),
+        signing_keys_file: path(env.optional("DUO_SIGNING_KEYS_FILE")),
         gitlab_ca_file: path(env.optional("DUO_GITLAB_CA_FILE")),
     };
     env.finish_part()?;

@@ -1,10 +1,40 @@
-//! Can the keys that seal request bodies be read, by us alone?
+//! Can the keys that seal request bodies and sign tokens be read, by us alone?
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 
-use super::{Finding, Settings, fail, ok, warn};
+use super::{Finding, Settings, chain, fail, ok, warn};
+use crate::auth::direct::SigningKeys;
 
 pub(super) fn examine(settings: &Settings, findings: &mut Vec<Finding>) {
+    seal_keys(settings, findings);
+    findings.extend(settings.signing_keys_file.as_deref().map(signing_keys));
+}
+
+/// The keys that sign tokens for IDEs; having none is no fault.
+fn signing_keys(path: &Path) -> Finding {
+    const CHECK: &str = "signing keys";
+    let shown = path.display();
+    let read = std::fs::metadata(path).and_then(|metadata| Ok((metadata, std::fs::read_to_string(path)?)));
+    let (metadata, text) = match read {
+        Ok(read) => read,
+        Err(error) => {
+            let found = format!("cannot read {shown}: {error}");
+            return fail(CHECK, found, "check path and owner");
+        }
+    };
+    match SigningKeys::parse(&text) {
+        Err(error) => fail(CHECK, format!("{shown}: {}", chain(&error)), "mend the file"),
+        Ok(_) if metadata.permissions().mode() & 0o007 != 0 => warn(
+            CHECK,
+            format!("{shown} may be read by everybody on this machine"),
+            format!("chmod 640 {shown}"),
+        ),
+        Ok(keys) => ok(CHECK, format!("{shown}: {}", keys.describe())),
+    }
+}
+
+fn seal_keys(settings: &Settings, findings: &mut Vec<Finding>) {
     let Some(path) = &settings.seal_key_file else {
         findings.push(fail(
             "seal key",

@@ -107,6 +107,8 @@ mod tests {
             grant: Arc::new(Grant::GitLab {
                 scopes: scopes.iter().map(|scope| (*scope).to_owned()).collect(),
                 openai: false,
+                issuer: String::new(),
+                realm: None,
             }),
             who: Who::default(),
             share_key: String::new(),

@@ -31,7 +31,13 @@ async fn a_good_token_makes_a_caller() {
     let caller = setup.auth.authenticate(&headers, peer).await.unwrap();
 
     let scopes = ["complete_code", "duo_chat"].map(str::to_owned).into();
-    assert_eq!(*caller.grant, Grant::GitLab { scopes, openai: true });
+    let grant = Grant::GitLab {
+        scopes,
+        openai: true,
+        issuer: instance.url.clone(),
+        realm: Some("self-managed".to_owned()),
+    };
+    assert_eq!(*caller.grant, grant);
     assert_eq!(caller.who.auth, "gitlab");
     assert_eq!(caller.who.instance_id.as_deref(), Some(INSTANCE));
     assert_eq!(caller.who.user_id.as_deref(), Some(PERSON));
@@ -316,7 +322,9 @@ async fn a_token_without_scopes_opens_nothing_at_all() {
             *caller.grant,
             Grant::GitLab {
                 scopes,
-                openai: false
+                openai: false,
+                issuer: instance.url.clone(),
+                realm: Some("self-managed".to_owned()),
             }
         );
     }
