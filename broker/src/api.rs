@@ -98,6 +98,7 @@ fn inference(state: &Arc<ApiState>) -> Router<Arc<ApiState>> {
         .route("/v1/x-ray/libraries", post(xray::libraries))
         .route("/v1/chat/completions", post(openai::chat_completions))
         .route("/v1/completions", post(openai::completions))
+        .route("/v1/embeddings", post(openai::embeddings))
         .route_layer(from_fn_with_state(Arc::clone(state), access::record))
 }
 

@@ -62,6 +62,28 @@ def completions():
     assert said and said == whole.choices[0].text, (said, whole)
 
 
+def embeddings():
+    # The library asks for base64 and decodes it, unless told otherwise.
+    one = client.embeddings.create(model="mistral", input="hello")
+    plain = client.embeddings.create(model="mistral", input=["other", "hello"], encoding_format="float", dimensions=64)
+    assert [entry.index for entry in plain.data] == [0, 1], plain
+    assert len(one.data[0].embedding) == 64, one
+    near = max(abs(a - b) for a, b in zip(one.data[0].embedding, plain.data[1].embedding))
+    assert near < 1e-6, near
+    assert one.usage.prompt_tokens > 0, one.usage
+    # Together they are longer than the window, each has it for itself.
+    many = client.embeddings.create(model="mistral", input=["word " * 1000] * 200, encoding_format="float")
+    assert len(many.data) == 200, len(many.data)
+    # An answer of more bytes than a message of the queue may have says what to do.
+    error = expect(
+        openai.BadRequestError,
+        lambda: client.embeddings.create(
+            model="mistral", input=["text"] * 2000, encoding_format="float", dimensions=1024
+        ),
+    )
+    assert "ask for less at once" in error.message, error.message
+
+
 def tools_and_unknown_fields():
     question = [{"role": "user", "content": "please use-tool"}]
     whole = client.chat.completions.create(
@@ -116,6 +138,6 @@ def set_sim(change):
     urllib.request.urlopen(request).read()
 
 
-for check in (chat, completions, tools_and_unknown_fields, models, errors):
+for check in (chat, completions, embeddings, tools_and_unknown_fields, models, errors):
     check()
     print(f"{check.__name__}: fine")

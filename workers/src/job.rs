@@ -533,12 +533,16 @@ fn settled(ended: Ended) -> Outcome {
 }
 
 fn unsendable(error: &ReplyError) -> Fault {
-    let message = match error {
-        ReplyError::TooLarge => "the answer is too large for the queue",
-        ReplyError::Closed => "the queue is gone",
+    // Any other worker would have the same answer for a request that wants so much.
+    let (kind, message) = match error {
+        ReplyError::TooLarge => (
+            FailureKind::InvalidRequest,
+            "the answer is larger than a message of the queue may be; ask for less at once",
+        ),
+        ReplyError::Closed => (FailureKind::Internal, "the queue is gone"),
     };
     Fault {
-        failure: Failure::new(FailureKind::Internal, message),
+        failure: Failure::new(kind, message),
         most_calls: 1,
         blame: crate::model_server::Blame::Nobody,
     }

@@ -28,6 +28,8 @@ const FEATURE: HeaderName = HeaderName::from_static("x-duo-feature");
 
 static OPENAI_CHAT: LazyLock<FeatureName> =
     LazyLock::new(|| FeatureName::parse("openai_chat").expect("a feature id"));
+static OPENAI_EMBEDDING: LazyLock<FeatureName> =
+    LazyLock::new(|| FeatureName::parse("openai_embedding").expect("a feature id"));
 static OPENAI_COMPLETION: LazyLock<FeatureName> =
     LazyLock::new(|| FeatureName::parse("openai_completion").expect("a feature id"));
 
@@ -39,6 +41,11 @@ pub(super) async fn chat_completions(inbound: Inbound) -> Response {
 /// `POST /v1/completions`.
 pub(super) async fn completions(inbound: Inbound) -> Response {
     handle(inbound, Endpoint::Completions, &OPENAI_COMPLETION).await
+}
+
+/// `POST /v1/embeddings`.
+pub(super) async fn embeddings(inbound: Inbound) -> Response {
+    handle(inbound, Endpoint::Embeddings, &OPENAI_EMBEDDING).await
 }
 
 async fn handle(mut inbound: Inbound, endpoint: Endpoint, own: &FeatureName) -> Response {

@@ -13,7 +13,7 @@ use crate::prompt::budget;
 
 /// Fields that are read here; a second one of them could tell the model server
 /// something else than us.
-const READ: [&str; 5] = ["model", "messages", "prompt", "stream", "stream_options"];
+const READ: [&str; 6] = ["model", "messages", "prompt", "input", "stream", "stream_options"];
 const MAX_MODEL_NAME: usize = 128;
 
 /// What is known of a body; everything else passes through.
@@ -25,7 +25,7 @@ pub(super) struct OpenAiRequest<'a> {
     pub(super) stream: bool,
     /// Did it ask for usage at the end of the stream?
     pub(super) wants_usage: bool,
-    /// Its messages or prompt.
+    /// Its messages, prompt or input.
     input: &'a RawValue,
     input_name: &'static str,
     fields: Fields<'a>,
@@ -45,6 +45,9 @@ impl<'a> OpenAiRequest<'a> {
         }
         let model = fields.required_text("model", MAX_MODEL_NAME)?;
         let stream = fields.flag("stream")?;
+        if stream && endpoint == Endpoint::Embeddings {
+            return Err(fields.invalid("stream", "embeddings come whole"));
+        }
         let options = if stream {
             fields.object("stream_options")?
         } else {
@@ -60,7 +63,7 @@ impl<'a> OpenAiRequest<'a> {
             .raw(input_name)
             .ok_or_else(|| fields.required(input_name))?;
         match (input_name, input.get().as_bytes().first()) {
-            (_, Some(b'[')) | ("prompt", Some(b'"')) => {}
+            (_, Some(b'[')) | ("prompt" | "input", Some(b'"')) => {}
             ("messages", _) => return Err(fields.invalid(input_name, "has to be a list of messages")),
             _ => return Err(fields.invalid(input_name, "has to be a string or a list")),
         }
@@ -92,6 +95,16 @@ impl<'a> OpenAiRequest<'a> {
     pub(super) fn check_length(&self, model: &Model) -> Result<(), ApiError> {
         let text = self.input.get();
         if text.len() <= budget::most_bytes(model) || !is_text(text) {
+            return Ok(());
+        }
+        // Of a list of texts to embed each has the window for itself.
+        let each = (self.input_name == "input")
+            .then(|| self.fields.list(self.input_name, usize::MAX).ok())
+            .flatten();
+        if each.is_some_and(|each| {
+            each.iter()
+                .all(|one| one.get().len() <= budget::most_bytes(model))
+        }) {
             return Ok(());
         }
         Err(ApiError::ContextLength {

@@ -59,6 +59,26 @@ fn a_bad_field_is_named() {
         }
     }
     assert!(matches!(chat("{"), Err(ApiError::Malformed)));
+    let embed = |body: &'static str| OpenAiRequest::parse(body.as_bytes(), Endpoint::Embeddings);
+    for input in [r#""a""#, r#"["a","b"]"#, "[1,2]", "[[1],[2]]"] {
+        let body = format!(r#"{{"model":"m","input":{input},"dimensions":8}}"#);
+        assert!(
+            OpenAiRequest::parse(body.as_bytes(), Endpoint::Embeddings).is_ok(),
+            "{body}"
+        );
+    }
+    for (body, param) in [
+        (r#"{"model":"m"}"#, "input"),
+        (r#"{"model":"m","input":7}"#, "input"),
+        (r#"{"model":"m","input":[]}"#, "input"),
+        (r#"{"model":"m","input":"a","input":"b"}"#, "input"),
+        (r#"{"model":"m","input":"a","stream":true}"#, "stream"),
+    ] {
+        match embed(body) {
+            Err(ApiError::Invalid { path, .. }) => assert_eq!(path, param, "{body}"),
+            other => panic!("{body}: {other:?}"),
+        }
+    }
     let prompt = |body: &'static str| OpenAiRequest::parse(body.as_bytes(), Endpoint::Completions);
     assert!(prompt(r#"{"model":"m","prompt":[1,2]}"#).is_ok());
     assert!(prompt(r#"{"model":"m","prompt":""}"#).is_ok());
