@@ -29,6 +29,7 @@ mod chat;
 mod code;
 mod direct;
 mod edge;
+mod embeddings;
 mod error;
 pub mod events;
 mod fields;
@@ -96,6 +97,18 @@ fn inference(state: &Arc<ApiState>) -> Router<Arc<ApiState>> {
         .route("/v2/prompts/{*id}", post(prompts::v2))
         .route("/v1/chat/{invokable}", post(invokable::invoke))
         .route("/v1/x-ray/libraries", post(xray::libraries))
+        .route(
+            "/v1/embeddings/code_embeddings",
+            post(embeddings::code_embeddings),
+        )
+        .route(
+            "/v1/embeddings/code_embeddings/index",
+            post(embeddings::code_embeddings),
+        )
+        .route(
+            "/v1/embeddings/code_embeddings/search",
+            post(embeddings::code_embeddings),
+        )
         .route("/v1/chat/completions", post(openai::chat_completions))
         .route("/v1/completions", post(openai::completions))
         .route("/v1/embeddings", post(openai::embeddings))

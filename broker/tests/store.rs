@@ -119,7 +119,7 @@ async fn the_seeds_are_the_blueprints_table() {
         .map(|f| f.name.as_str())
         .collect();
     assert_eq!(active, ["openai_chat", "openai_completion", "openai_embedding"]);
-    assert_eq!(config.features.len(), 28);
+    assert_eq!(config.features.len(), 29);
     let found = |name: &str| config.features.iter().find(|f| f.name.as_str() == name).unwrap();
     let completion = found("code_completion");
     assert_eq!(completion.lane, Lane::Keystroke);

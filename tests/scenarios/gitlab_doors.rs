@@ -160,3 +160,61 @@ async fn x_ray_answers_what_a_package_file_says() {
     assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY, "{refused}");
     cluster.assert_clean().await;
 }
+
+#[tokio::test]
+async fn code_is_embedded_by_the_model_of_its_feature() {
+    let cluster = Cluster::builder()
+        .configure(|config| config["features"]["code_embeddings"] = json!({"model": "mistral"}))
+        .start()
+        .await;
+    let path = "/v1/embeddings/code_embeddings";
+    let body = json!({
+        "contents": ["def a", "def b", "def a"],
+        "dimensions": 8,
+        "litellm_drop_params": true,
+        "model_metadata": {
+            "provider": "litellm", "name": "embedding", "identifier": "custom_openai/any",
+            "endpoint": "http://127.0.0.1:9/v1", "api_key": null,
+        },
+    });
+    for path in [path.to_owned(), format!("{path}/index"), format!("{path}/search")] {
+        let answer = cluster.rails(&path, "alice", &body).send().await.good().json();
+        let predictions = answer["predictions"].as_array().expect("a list");
+        assert_eq!(predictions.len(), 3, "{answer}");
+        assert_eq!(predictions[2]["index"], 2);
+        assert_eq!(predictions[0]["embedding"].as_array().map(Vec::len), Some(8));
+        assert_eq!(predictions[0]["embedding"], predictions[2]["embedding"]);
+        assert_ne!(predictions[0]["embedding"], predictions[1]["embedding"]);
+        assert_eq!(answer["model"]["identifier"], "mistral");
+    }
+    assert_eq!(cluster.last_body()["input"], body["contents"]);
+
+    for (name, wrong) in [
+        ("contents", json!([])),
+        ("contents", json!("text")),
+        ("contents", json!([7])),
+        ("dimensions", json!(0)),
+        ("model_metadata", json!("none")),
+        ("contents", json!(["x".repeat(100_000)])),
+    ] {
+        let mut body = body.clone();
+        body[name] = wrong;
+        let refused = cluster.rails(path, "alice", &body).send().await;
+        assert_eq!(
+            refused.status,
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "{name}: {refused}"
+        );
+        assert!(refused.text().contains(name), "{name}: {refused}");
+    }
+    let spec = TokenSpec::default().scopes(["complete_code"]);
+    let headers = cluster.rails_headers_with(&spec, "alice");
+    let refused = cluster
+        .call(Method::POST, path)
+        .headers(headers)
+        .json(&body)
+        .send()
+        .await;
+    assert_eq!(refused.status, StatusCode::FORBIDDEN, "{refused}");
+    cluster.assert_clean().await;
+}
