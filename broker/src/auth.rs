@@ -38,7 +38,7 @@ mod metrics;
 mod refusals;
 mod token;
 
-use direct::{DirectToken, MintError, SigningKeys};
+use direct::{DirectToken, MintError, Person, SigningKeys};
 use directory::Directory;
 use grant::Verified;
 use keys::{KeySet, KeySlot, Refresh};
@@ -163,9 +163,9 @@ impl Authenticator {
     /// # Errors
     /// The caller may not have one, or nothing signs it.
     pub fn mint(&self, caller: &Caller) -> Result<DirectToken, MintError> {
-        direct::may_ask(caller).ok_or(MintError::NotAllowed)?;
+        let person = Person::of(caller).ok_or(MintError::NotAllowed)?;
         let keys = self.signing.as_ref().ok_or(MintError::NoKey)?;
-        keys.mint(caller, (self.inner.clock)())
+        keys.mint(&person, (self.inner.clock)())
     }
 
     /// Keys that tokens for IDEs are verified by, if there are any.

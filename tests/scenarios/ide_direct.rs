@@ -28,6 +28,15 @@ fn key_file(folder: &tempfile::TempDir) -> String {
     path.to_str().expect("a path in UTF-8").to_owned()
 }
 
+async fn cluster_that_signs() -> Cluster {
+    let folder = tempfile::tempdir().expect("a folder");
+    // A broker reads the file at its start; the folder may go then.
+    Cluster::builder()
+        .broker_env(KEYS, &key_file(&folder))
+        .start()
+        .await
+}
+
 async fn ask_for_token(cluster: &Cluster, headers: Vec<(&'static str, String)>) -> Answer {
     cluster.call(Method::POST, TOKEN).headers(headers).send().await
 }
@@ -50,11 +59,7 @@ fn from_ide() -> Value {
 
 #[tokio::test]
 async fn a_token_that_gitlab_fetches_opens_the_direct_path_alone() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let cluster = Cluster::builder()
-        .broker_env(KEYS, &key_file(&folder))
-        .start()
-        .await;
+    let cluster = cluster_that_signs().await;
     let given = ask_for_token(&cluster, cluster.rails_headers("alice"))
         .await
         .good()
@@ -129,11 +134,7 @@ async fn a_token_that_gitlab_fetches_opens_the_direct_path_alone() {
 
 #[tokio::test]
 async fn whoever_may_not_have_a_token_gets_none() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let cluster = Cluster::builder()
-        .broker_env(KEYS, &key_file(&folder))
-        .start()
-        .await;
+    let cluster = cluster_that_signs().await;
     let spec = TokenSpec::default().scopes(["duo_chat"]);
     let without_scope = cluster.rails_headers_with(&spec, "alice");
     let mut without_person = cluster.rails_headers("alice");

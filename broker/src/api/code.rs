@@ -78,17 +78,17 @@ async fn complete(inbound: &mut Inbound, stream: &mut bool) -> Result<Response, 
     answer(reply, &routed, lang, &inbound.headers).await
 }
 
+/// An IDE with a token of ours, on the one path that it opens?
+fn is_direct(inbound: &Inbound) -> bool {
+    matches!(&*inbound.caller.grant, Grant::Direct) && inbound.uri.path() == DIRECT_PATH
+}
+
 /// A file with a cursor in it.
 pub(super) struct CodeFile<'a> {
     pub(super) name: Cow<'a, str>,
     pub(super) language: Option<Cow<'a, str>>,
     pub(super) above: Cow<'a, str>,
     pub(super) below: Cow<'a, str>,
-}
-
-/// An IDE with a token of ours, on the one path that it opens?
-fn is_direct(inbound: &Inbound) -> bool {
-    matches!(&*inbound.caller.grant, Grant::Direct) && inbound.uri.path() == DIRECT_PATH
 }
 
 impl<'a> CodeFile<'a> {

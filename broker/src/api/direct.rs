@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::error::{ApiError, Shape};
 use super::state::ApiState;
@@ -32,7 +32,9 @@ pub(super) async fn token(
 }
 
 /// `GET /.well-known/jwks.json`, open to everybody; no keys where there are none.
-pub(super) async fn keys(State(api): State<Arc<ApiState>>) -> Json<Value> {
-    let keys = api.authenticator.signing_keys();
-    Json(keys.map_or_else(|| json!({"keys": []}), |keys| keys.published().clone()))
+pub(super) async fn keys(State(api): State<Arc<ApiState>>) -> Response {
+    match api.authenticator.signing_keys() {
+        Some(keys) => Json(keys.published()).into_response(),
+        None => Json(json!({"keys": []})).into_response(),
+    }
 }

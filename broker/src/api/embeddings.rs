@@ -1,6 +1,7 @@
 //! Vectors of a repository's code, `/v1/embeddings/code_embeddings`, for GitLab's search over it. To index and to search
 //! are the same work here, so the paths for either do the same.
 
+use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use axum::Json;
@@ -9,7 +10,6 @@ use bytes::Bytes;
 use duo_contract::envelope::Endpoint;
 use duo_contract::name::FeatureName;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::code;
@@ -30,11 +30,34 @@ const MAX_CONTENTS: usize = 2048;
 static CODE_EMBEDDINGS: LazyLock<FeatureName> =
     LazyLock::new(|| FeatureName::parse("code_embeddings").expect("a feature id"));
 
-/// An answer of `/v1/embeddings`, its vectors unread.
+/// What the model server is asked.
+#[derive(Serialize)]
+struct Asked<'a> {
+    input: &'a [Cow<'a, str>],
+    encoding_format: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dimensions: Option<i64>,
+}
+
+/// An answer of `/v1/embeddings`, its vectors unread: they are most of its bytes, and pass through as they are.
 #[derive(Deserialize)]
 struct Answer<'a> {
     #[serde(borrow)]
     data: Vec<Entry<'a>>,
+}
+
+/// What GitLab reads.
+#[derive(Serialize)]
+struct Predictions<'a> {
+    model: Origin<'a>,
+    predictions: Vec<Entry<'a>>,
+}
+
+#[derive(Serialize)]
+struct Origin<'a> {
+    engine: &'static str,
+    name: &'static str,
+    identifier: &'a str,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -69,8 +92,15 @@ async fn embed(inbound: &mut Inbound) -> Result<Response, ApiError> {
     let mut reply = inbound.send(&routed, work).await?;
     let (_, body) = reply.whole().await?;
     let answer: Answer<'_> = serde_json::from_slice(&body).map_err(|_| ApiError::unreadable())?;
-    let model = json!({"engine": ENGINE, "name": FAMILY, "identifier": routed.model.name.as_str()});
-    Ok(Json(json!({"model": model, "predictions": answer.data})).into_response())
+    let predictions = Predictions {
+        model: Origin {
+            engine: ENGINE,
+            name: FAMILY,
+            identifier: routed.model.name.as_str(),
+        },
+        predictions: answer.data,
+    };
+    Ok(Json(predictions).into_response())
 }
 
 /// The texts as the model server's endpoint takes them; each has the model's window for itself.
@@ -86,12 +116,16 @@ fn for_model_server(fields: &Fields<'_>, routed: &RoutedRequest) -> Result<Bytes
             window: routed.model.context_tokens,
         });
     }
-    let mut body = json!({"input": contents, "encoding_format": "float"});
-    if let Some(dimensions) = fields.integer("dimensions")? {
-        if dimensions < 1 {
-            return Err(fields.invalid("dimensions", "has to be 1 or more"));
-        }
-        body["dimensions"] = dimensions.into();
+    let dimensions = fields.integer("dimensions")?;
+    if dimensions.is_some_and(|dimensions| dimensions < 1) {
+        return Err(fields.invalid("dimensions", "has to be 1 or more"));
     }
-    Ok(body.to_string().into())
+    let asked = Asked {
+        input: &contents,
+        encoding_format: "float",
+        dimensions,
+    };
+    Ok(serde_json::to_vec(&asked)
+        .expect("texts serialise into memory")
+        .into())
 }

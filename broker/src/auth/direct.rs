@@ -35,6 +35,14 @@ pub struct SigningKeys {
     published: Value,
 }
 
+/// Whom a token is for, and who vouches.
+pub(super) struct Person<'c> {
+    id: &'c str,
+    instance: &'c str,
+    issuer: &'c str,
+    realm: Option<&'c str>,
+}
+
 /// A token for an IDE.
 #[derive(Debug, Serialize)]
 pub struct DirectToken {
@@ -146,31 +154,27 @@ impl SigningKeys {
         &self.verifying
     }
 
-    /// A token for the person that `caller` asks for.
-    pub(super) fn mint(&self, caller: &Caller, now_ms: u64) -> Result<DirectToken, MintError> {
-        let (person, instance) = may_ask(caller).ok_or(MintError::NotAllowed)?;
-        let Grant::GitLab { issuer, realm, .. } = &*caller.grant else {
-            return Err(MintError::NotAllowed);
-        };
+    /// A token for `person`.
+    pub(super) fn mint(&self, person: &Person<'_>, now_ms: u64) -> Result<DirectToken, MintError> {
         let now = now_ms / 1000;
         let expires_at = now + LIFETIME.as_secs();
         let claims = OurClaims {
             iss: OURSELVES,
             aud: OURSELVES,
-            sub: person,
+            sub: person.id,
             iat: now,
             nbf: now,
             exp: expires_at,
             jti: Uuid::new_v4(),
-            gitlab_realm: realm.as_deref(),
-            gitlab_instance_id: instance,
-            duo_issuer: issuer,
+            gitlab_realm: person.realm,
+            gitlab_instance_id: person.instance,
+            duo_issuer: person.issuer,
             scopes: [SCOPE],
         };
         let mut header = Header::new(Algorithm::RS256);
         header.kid = Some(self.kid.clone());
         let token = jsonwebtoken::encode(&header, &claims, &self.signing).map_err(|_| MintError::Unsigned)?;
-        tracing::info!(token_id = %claims.jti, instance_id = instance, "token for an IDE made");
+        tracing::info!(token_id = %claims.jti, instance_id = person.instance, "token for an IDE made");
         Ok(DirectToken { token, expires_at })
     }
 }
@@ -183,11 +187,20 @@ impl std::fmt::Debug for SigningKeys {
     }
 }
 
-/// Person and instance, if this caller may have a token made for them.
-pub(super) fn may_ask(caller: &Caller) -> Option<(&str, &str)> {
-    let person = caller.who.user_id.as_deref()?;
-    let instance = caller.who.instance_id.as_deref()?;
-    caller.has_scope(SCOPE).then_some((person, instance))
+impl<'c> Person<'c> {
+    /// The person that `caller` asks for, if it may have a token made.
+    pub(super) fn of(caller: &'c Caller) -> Option<Self> {
+        let Grant::GitLab { issuer, realm, .. } = &*caller.grant else {
+            return None;
+        };
+        let person = Self {
+            id: caller.who.user_id.as_deref()?,
+            instance: caller.who.instance_id.as_deref()?,
+            issuer,
+            realm: realm.as_deref(),
+        };
+        caller.has_scope(SCOPE).then_some(person)
+    }
 }
 
 /// Is it to be checked against our own keys?

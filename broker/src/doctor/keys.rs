@@ -24,7 +24,11 @@ fn signing_keys(path: &Path) -> Finding {
         }
     };
     match SigningKeys::parse(&text) {
-        Err(error) => fail(CHECK, format!("{shown}: {}", chain(&error)), "mend the file"),
+        Err(error) => fail(
+            CHECK,
+            format!("{shown}: {}", chain(&error)),
+            "leave nothing but RSA private keys in the file, the newest on top",
+        ),
         Ok(_) if metadata.permissions().mode() & 0o007 != 0 => warn(
             CHECK,
             format!("{shown} may be read by everybody on this machine"),
