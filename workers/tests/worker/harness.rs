@@ -333,19 +333,24 @@ impl Bed {
 
     /// Waits until the stream is empty.
     pub(crate) async fn drained(&self) {
+        self.drained_to(0).await;
+    }
+
+    /// Waits until the stream holds `left` messages: those that are queued, and those that run.
+    pub(crate) async fn drained_to(&self, left: u64) {
         let context = async_nats::jetstream::new(self.client.clone());
-        let empty = async {
+        let settled = async {
             loop {
                 let mut stream = context.get_stream(subject::LIVE_STREAM).await.expect("a stream");
-                if stream.info().await.expect("its state").state.messages == 0 {
+                if stream.info().await.expect("its state").state.messages == left {
                     return;
                 }
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, empty)
+        tokio::time::timeout(PATIENCE, settled)
             .await
-            .expect("the stream empties");
+            .expect("the stream drains");
     }
 }
 
