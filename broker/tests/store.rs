@@ -979,7 +979,14 @@ async fn the_writer_empties_the_stream_into_postgres_and_survives_its_absence() 
     for _ in 0..20 {
         publish(&nats, &ended(id_on(2), 3, "b1")).await;
     }
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    let lag = || {
+        let families = registry.gather();
+        let family = families
+            .iter()
+            .find(|family| family.name() == "duo_audit_lag_seconds");
+        family.unwrap().get_metric()[0].get_gauge().get_value()
+    };
+    until("the writer has tried in vain for a second", async || lag() > 1.0).await;
     assert_eq!(stored(&nats).await, 20);
     admin(&format!("ALTER DATABASE {away} RENAME TO {name}")).await;
     until("the stream is empty again", async || stored(&nats).await == 0).await;
