@@ -28,6 +28,7 @@ pub mod admin;
 mod chat;
 mod code;
 mod direct;
+mod documentation;
 mod edge;
 mod embeddings;
 mod error;
@@ -84,7 +85,7 @@ fn routes(state: &Arc<ApiState>, audit_events: Option<Router>, admin: Option<Rou
         .method_not_allowed_fallback(unknown_method)
 }
 
-/// Endpoints that ask a model: each request has an audit record.
+/// Endpoints that ask a model or the documentation: each request has an audit record.
 fn inference(state: &Arc<ApiState>) -> Router<Arc<ApiState>> {
     Router::new()
         .route("/v2/code/completions", post(code::completions))
@@ -97,6 +98,7 @@ fn inference(state: &Arc<ApiState>) -> Router<Arc<ApiState>> {
         .route("/v2/prompts/{*id}", post(prompts::v2))
         .route("/v1/chat/{invokable}", post(invokable::invoke))
         .route("/v1/x-ray/libraries", post(xray::libraries))
+        .route("/v1/search/gitlab-docs", post(documentation::search))
         .route(
             "/v1/embeddings/code_embeddings",
             post(embeddings::code_embeddings),

@@ -190,7 +190,16 @@ impl OpenRecord {
         if state.phase == Phase::Early {
             self.0.log.metrics.refused_early.inc();
             self.0.log.metrics.refusals.with_label_values(&[reason]).inc();
-            self.0.end_early(&mut state, Outcome::Refused, reason);
+            self.0.end_early(&mut state, Outcome::Refused, Some(reason));
+        }
+    }
+
+    /// Closes the record of a request that was answered without a model, as completed.
+    pub fn answered(&self) {
+        let mut state = self.state();
+        if state.phase == Phase::Early {
+            self.0.log.metrics.answered_early.inc();
+            self.0.end_early(&mut state, Outcome::Completed, None);
         }
     }
 
@@ -257,12 +266,12 @@ impl Inner {
         }
     }
 
-    fn end_early(&self, state: &mut State, outcome: Outcome, reason: &str) {
-        let admitted = state.phase == Phase::Admitted;
+    fn end_early(&self, state: &mut State, outcome: Outcome, reason: Option<&str>) {
+        let refused = state.phase == Phase::Early && outcome != Outcome::Completed;
         state.phase = Phase::Closed;
         let end = End {
             outcome,
-            reason: Some(reason.to_owned()),
+            reason: reason.map(str::to_owned),
             worker: None,
             attempts: 0,
             queue_wait_us: None,
@@ -272,10 +281,10 @@ impl Inner {
             output_tokens: None,
         };
         let record = self.record(state, AuditKind::Ended, Some(end));
-        if admitted {
-            self.log.sink.write(&record);
-        } else {
+        if refused {
             self.log.sink.write_refusal(&record);
+        } else {
+            self.log.sink.write(&record);
         }
     }
 }
@@ -295,7 +304,7 @@ impl Drop for Inner {
             Phase::Closed => {}
             Phase::Early => {
                 self.log.metrics.refused_early.inc();
-                self.end_early(&mut state, Outcome::Cancelled, "client_gone");
+                self.end_early(&mut state, Outcome::Cancelled, Some("client_gone"));
             }
             Phase::Admitted => {
                 // Every way out of the dispatch closes the record; this is the net below them.
@@ -305,7 +314,7 @@ impl Drop for Inner {
                     .ended
                     .with_label_values(&[Outcome::Failed.as_str()])
                     .inc();
-                self.end_early(&mut state, Outcome::Failed, "internal");
+                self.end_early(&mut state, Outcome::Failed, Some("internal"));
             }
         }
     }

@@ -4,6 +4,7 @@
 mod audit;
 mod config;
 mod dead;
+mod docs;
 mod doctor;
 mod output;
 mod token;
@@ -34,6 +35,7 @@ use self::output::say;
   duo-broker doctor                                       what is wrong, in words
   duo-broker audit search --since 10m --outcome failed
   duo-broker dead list --since 1h                         requests that were given up
+  duo-broker docs index /opt/gitlab/embedded/service/gitlab-rails/doc --version 18.9
 
 All but `serve` and `dead` need DUO_DATABASE_URL (or DUO_DATABASE_URL_FILE) only; `dead` needs DUO_NATS_URL.
 Exit codes: 0 done, 1 failed or refused, 2 wrong usage, 78 wrong settings."
@@ -65,6 +67,9 @@ enum Command {
     /// Requests that were given up: what their attempts met, and run them again.
     #[command(subcommand)]
     Dead(dead::DeadCommand),
+    /// GitLab's documentation, from which chat answers questions about GitLab.
+    #[command(subcommand)]
+    Docs(docs::DocsCommand),
     /// Look for what is wrong with this installation and say what to do.
     Doctor(doctor::DoctorArguments),
 }
@@ -102,6 +107,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Token(command) => token::run(command).await,
         Command::Audit(command) => audit::run(command).await,
         Command::Dead(command) => dead::run(command).await,
+        Command::Docs(command) => docs::run(command).await,
         Command::Doctor(arguments) => doctor::run(&arguments).await,
     }
 }

@@ -61,21 +61,30 @@ impl Exchange {
         record.note(Some(name), None, false);
         let feature = table.active_feature(caller, name)?;
         record.note_route(feature, table.revision());
-        if self.audit.is_saturated() {
-            return Err(ExchangeError {
-                retry_after: Some(Duration::from_secs(1)),
-                ..ExchangeError::new(
-                    FailureKind::ModelUnavailable,
-                    "audit_unavailable",
-                    "the audit log cannot take a record just now; try again",
-                )
-            });
-        }
+        self.can_record()?;
         self.dispatch.gate()?;
         match &feature.model {
             Some(model) => self.admission.check(caller.into(), feature, model),
             None => self.any_of(caller, feature, table.nameable(caller, feature)),
         }
+    }
+
+    /// Can a new request have its record?
+    ///
+    /// # Errors
+    /// Not just now.
+    pub fn can_record(&self) -> Result<(), ExchangeError> {
+        if !self.audit.is_saturated() {
+            return Ok(());
+        }
+        Err(ExchangeError {
+            retry_after: Some(Duration::from_secs(1)),
+            ..ExchangeError::new(
+                FailureKind::ModelUnavailable,
+                "audit_unavailable",
+                "the audit log cannot take a record just now; try again",
+            )
+        })
     }
 
     /// May the caller have a place in line for one of the models it could name? Else the refusal that is over first.

@@ -14,6 +14,7 @@ pub mod config;
 pub mod config_file;
 pub mod dispatch;
 pub mod doctor;
+pub mod documentation;
 pub mod exchange;
 pub mod fleet;
 pub mod identity;

@@ -5,6 +5,7 @@
 //! |---|---|---|---|
 //! | `duo_requests_received_total` | counter | | requests of known callers |
 //! | `duo_requests_refused_early_total` | counter | | of these, refused before they were recorded as admitted |
+//! | `duo_requests_answered_early_total` | counter | | of these, answered without a model (search in the documentation) |
 //! | `duo_requests_admitted_total` | counter | | of these, recorded as admitted |
 //! | `duo_requests_ended_total` | counter | `outcome` | admitted ones that have ended |
 //! | `duo_requests_open` | gauge | | admitted ones that have not |
@@ -68,6 +69,7 @@ const ENGINE: &str = "self_hosted";
 pub struct Metrics {
     pub received: IntCounter,
     pub refused_early: IntCounter,
+    pub answered_early: IntCounter,
     pub admitted: IntCounter,
     pub ended: IntCounterVec,
     pub open: IntGauge,
@@ -189,6 +191,11 @@ impl Metrics {
                 r,
                 "duo_requests_refused_early_total",
                 "Requests refused before admission",
+            ),
+            answered_early: counter(
+                r,
+                "duo_requests_answered_early_total",
+                "Requests answered without a model",
             ),
             admitted: counter(r, "duo_requests_admitted_total", "Requests recorded as admitted"),
             ended: counters(

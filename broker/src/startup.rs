@@ -29,6 +29,7 @@ use crate::auth::{AuthConfig, Authenticator};
 use crate::config::{Config, QueueConfig};
 use crate::dispatch::storing::{self, Storing};
 use crate::dispatch::{Dispatch, Parts, bundles, chores, dead, questions, supersede, watch};
+use crate::documentation::Documentation;
 use crate::exchange::Exchange;
 use crate::fleet::{self, Fleet};
 use crate::identity::{self, Identities};
@@ -146,14 +147,13 @@ pub async fn run(
         "relay",
         relay::run(store.clone(), nats.clone(), background.clone()),
     );
-    let sweeper = sweeper::Parts {
-        broker: config.name.clone(),
-        after: config.abandon_after,
-        store: store.clone(),
-        nats: nats.clone(),
-        sink: audit_sink,
-    };
-    keep_records(&background, &registry, sweeper);
+    keep_records(
+        &background,
+        &registry,
+        &config,
+        (store.clone(), nats.clone()),
+        audit_sink,
+    );
     background.spawn("fleet", fleet::watch(nats.clone(), fleet, background.clone()));
     watch_queue(&background, &nats, config.queue, &dispatch, &routing);
     let authenticator = authenticator(&config, identities, signing, &registry)?;
@@ -177,6 +177,7 @@ pub async fn run(
         authenticator,
         prompts,
         audit,
+        documentation: Some(Documentation::new(store.clone())),
         readiness: Arc::new({
             let readiness = readiness.clone();
             move || readiness.blockers().is_empty()
@@ -268,9 +269,21 @@ fn serve_operations(listener: TcpListener, registry: &Registry, readiness: &Read
 }
 
 /// Brings audit records into Postgres, and an end to those that would have none.
-fn keep_records(background: &Shutdown, registry: &Registry, sweeper: sweeper::Parts) {
+fn keep_records(
+    background: &Shutdown,
+    registry: &Registry,
+    config: &Config,
+    (store, nats): (Store, Nats),
+    sink: sink::AuditSink,
+) {
     let gauges = writer::WriterMetrics::register(registry);
-    let (store, nats) = (sweeper.store.clone(), sweeper.nats.clone());
+    let sweeper = sweeper::Parts {
+        broker: config.name.clone(),
+        after: config.abandon_after,
+        store: store.clone(),
+        nats: nats.clone(),
+        sink,
+    };
     background.spawn(
         "audit writer",
         writer::run(store, nats, gauges, background.clone()),

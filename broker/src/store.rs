@@ -13,6 +13,7 @@ pub mod change;
 pub mod change_records;
 pub mod config_outbox;
 pub mod config_revision;
+pub mod documentation;
 pub mod features;
 pub mod issuers;
 pub mod models;
@@ -241,6 +242,8 @@ impl Store {
                      SELECT what, of
                      FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS what,
                           unnest(ARRAY['config_revision', 'api_tokens']) AS of
+                     UNION ALL
+                     SELECT 'SELECT', of FROM unnest(ARRAY['documentation_versions', 'documentation_sections']) AS of
                      UNION ALL
                      SELECT what, of
                      FROM unnest(ARRAY['SELECT', 'INSERT']) AS what,

@@ -98,6 +98,7 @@ async fn app() -> Router {
         ),
         prompts: Prompts::builtin(),
         audit,
+        documentation: None,
         readiness: Arc::new(|| false),
     };
     api::router(Arc::new(state), Some(api::events::router(database.store)), None)

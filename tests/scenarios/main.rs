@@ -9,6 +9,7 @@ mod cancel;
 mod config;
 mod dead_letters;
 mod death;
+mod docs_search;
 mod edge;
 mod gitlab_doors;
 mod ide_direct;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::audit::AuditLog;
 use crate::auth::Authenticator;
+use crate::documentation::Documentation;
 use crate::exchange::Exchange;
 use crate::prompt::Prompts;
 
@@ -20,6 +21,8 @@ pub struct ApiState {
     pub prompts: Prompts,
     /// Opens a record per request.
     pub audit: AuditLog,
+    /// The index of the documentation; without one nothing is found.
+    pub documentation: Option<Documentation>,
     /// Answers `GET /monitoring/ready`.
     pub readiness: Readiness,
 }

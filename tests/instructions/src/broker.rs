@@ -135,6 +135,7 @@ impl Broker {
             authenticator: authenticator.clone(),
             prompts: Prompts::builtin(),
             audit: audit.clone(),
+            documentation: None,
             readiness: Arc::new(|| true),
         };
         let mut broker = Self {

@@ -479,6 +479,7 @@ impl Cluster {
                     "requests received and neither refused nor admitted",
                     count("duo_requests_received_total")
                         - count("duo_requests_refused_early_total")
+                        - count("duo_requests_answered_early_total")
                         - count("duo_requests_admitted_total"),
                 ),
                 ("generations running", (stats.running + stats.waiting) as f64),
