@@ -36,6 +36,7 @@ pub mod events;
 mod fields;
 mod generations;
 mod inbound;
+mod infer;
 mod invokable;
 mod language;
 mod messages;
@@ -98,6 +99,7 @@ fn inference(state: &Arc<ApiState>) -> Router<Arc<ApiState>> {
         .route("/v2/prompts/{*id}", post(prompts::v2))
         .route("/v1/chat/{invokable}", post(invokable::invoke))
         .route("/v1/x-ray/libraries", post(xray::libraries))
+        .route("/v1/infer/{feature}", post(infer::infer))
         .route("/v1/search/gitlab-docs", post(documentation::search))
         .route(
             "/v1/embeddings/code_embeddings",
@@ -184,6 +186,9 @@ impl Shape {
             .is_some_and(|id| id != "definitions");
         if openai.contains(&path) || model {
             return Self::OpenAi;
+        }
+        if path.starts_with("/v1/infer/") {
+            return Self::Infer;
         }
         match path.split('/').nth(1) {
             Some("audit" | "admin") => Self::Plain,

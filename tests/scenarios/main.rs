@@ -13,6 +13,7 @@ mod docs_search;
 mod edge;
 mod gitlab_doors;
 mod ide_direct;
+mod infer;
 mod nats_restart;
 mod neighbours;
 mod openai_python;

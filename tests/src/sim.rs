@@ -12,6 +12,7 @@ pub mod expected;
 mod fault;
 mod follow;
 mod generation;
+mod infer;
 mod plan;
 mod prompt;
 mod refusal;

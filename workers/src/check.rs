@@ -7,7 +7,7 @@ use duo_contract::subject;
 use duo_process::nats::{Nats, RequestError};
 use serde::Serialize;
 
-use crate::config::{Config, ServerConfig};
+use crate::config::{Config, ServerConfig, ServerKind};
 use crate::metrics::Metrics;
 use crate::model_server::ModelServer;
 use crate::model_server::openai::Health;
@@ -137,6 +137,20 @@ async fn server_findings(server: &ModelServer) -> Vec<Finding> {
         }
     }
     let mut findings = vec![good(name, "reachable")];
+    if server.kind == ServerKind::Kserve {
+        for (model, served_as) in server.served() {
+            let about = format!("model {}", model.as_str());
+            findings.push(match server.http().model_ready(served_as).await {
+                Health::Well => good(&about, format!("{name} has {served_as:?} ready")),
+                Health::Unwell(reason) => bad(
+                    &about,
+                    format!("{name} does not have {served_as:?} ready ({reason}): correct served_as in the worker file, or load it"),
+                ),
+                Health::Refused => bad(&about, "the model server cannot be reached any more"),
+            });
+        }
+        return findings;
+    }
     match server.http().model_names().await {
         Ok(listed) => findings.extend(server.served().map(|(model, served_as)| {
             let about = format!("model {}", model.as_str());

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use duo_contract::claim::{ClaimReply, ClaimRequest, FIRST_ATTEMPT, Have};
-use duo_contract::envelope::{EnvelopeError, Head, RequestEnvelope};
+use duo_contract::envelope::{Endpoint, EnvelopeError, Head, RequestEnvelope};
 use duo_contract::failure::{Failure, FailureKind};
 use duo_contract::frame::{FailedAttempt, FrameKind, Summary};
 use duo_contract::{cancel::CancelReason, subject, trace};
@@ -319,9 +319,13 @@ impl Attempt<'_> {
     async fn call_for(&self, wanted: Continued, silent_by: Option<Instant>) -> Result<Called, Failure> {
         let engine = self.server.kind.as_str();
         let in_flight = InFlight::new(self.worker.metrics.inferences(engine, self.head.model.as_str()));
-        let (body, hide_ids) = self
-            .server
-            .body(&self.head.model, &wanted.body, self.head.stream)?;
+        let model = &self.head.model;
+        let (body, hide_ids, infer_as) = if wanted.endpoint == Endpoint::Infer {
+            (wanted.body, false, Some(self.server.infer_as(model)?))
+        } else {
+            let (body, hide_ids) = self.server.body(model, &wanted.body, self.head.stream)?;
+            (body, hide_ids, None)
+        };
         let end_by = instant(self.head.end_by_ms);
         let first_by = match silent_by {
             None => instant(self.head.first_byte_by_ms),
@@ -332,6 +336,7 @@ impl Attempt<'_> {
             endpoint: wanted.endpoint,
             stream: self.head.stream,
             body,
+            infer_as,
             hide_ids,
             seam: wanted.seam,
             traceparent: trace::child(self.head.traceparent.as_deref()),

@@ -107,6 +107,8 @@ pub struct Call {
     pub stream: bool,
     /// The whole body, model name included.
     pub body: Bytes,
+    /// The model's name in the path, where the body has none.
+    pub infer_as: Option<Box<str>>,
     /// Only the worker asked for the token ids in the answer.
     pub hide_ids: bool,
     /// Where the answer goes on after an earlier attempt's.
@@ -284,6 +286,14 @@ impl ModelServer {
         let body = splice(opening, body)
             .ok_or_else(|| Failure::new(FailureKind::Internal, "the request's body is not a JSON object"))?;
         Ok((body, asks))
+    }
+
+    /// The name that the server knows `model` by, for a call whose body has none.
+    ///
+    /// # Errors
+    /// The server does not serve the model.
+    pub fn infer_as(&self, model: &ModelName) -> Result<Box<str>, Failure> {
+        self.find(model).map(|served| served.served_as.clone())
     }
 
     /// The call that continues an answer after what the client already has.

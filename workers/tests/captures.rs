@@ -188,6 +188,7 @@ async fn replay(folder: &str, kind: ServerKind, name: &str, piece: usize) -> See
         endpoint,
         stream: body.contains("\"stream\":true"),
         body: body.to_owned().into(),
+        infer_as: None,
         hide_ids: false,
         seam: None,
         traceparent: String::new(),

@@ -25,16 +25,20 @@ pub enum Endpoint {
     Completions,
     /// `POST /v1/embeddings`.
     Embeddings,
+    /// `POST /v2/models/{model}/infer`, for models that are no language models; the body goes as it is.
+    Infer,
 }
 
 impl Endpoint {
-    /// The path below a model server's base URL, which ends in `/v1`.
+    /// The path below a model server's base URL, which ends in `/v1`; that of [`Endpoint::Infer`] is beside it, and its
+    /// model's name and `/infer` follow.
     #[must_use]
     pub fn path(self) -> &'static str {
         match self {
             Endpoint::ChatCompletions => "/chat/completions",
             Endpoint::Completions => "/completions",
             Endpoint::Embeddings => "/embeddings",
+            Endpoint::Infer => "/v2/models",
         }
     }
 }

@@ -28,7 +28,8 @@
 //! 200; it is `retryable` when the wait should clear within five seconds. The
 //! model test shows administrators the reason of every status but 200 and 421,
 //! so its errors have the list form of `detail`. Audit and administration read
-//! `{"error", "message"}` with the statuses of OpenAI, 422 for fields. Where the
+//! `{"error", "message"}` with the statuses of OpenAI, 422 for fields; inference
+//! by other than language models has OpenAI's statuses and `{"error": "…"}`. Where the
 //! exchange refused, `X-Duo-Reason` has the reason in every shape, as OpenAI's
 //! `code` has it.
 
@@ -149,6 +150,8 @@ pub(crate) enum Shape {
     Chat,
     /// OpenAI's endpoints.
     OpenAi,
+    /// Inference by models that are no language models.
+    Infer,
     /// Audit and administration.
     Plain,
 }
@@ -217,6 +220,7 @@ impl ApiError {
             },
             Shape::Prompt { stream: true } => gitlab(self, self.status(), None),
             Shape::OpenAi => openai(self),
+            Shape::Infer => infer(self),
             Shape::Plain => plain(self),
         };
         if let Some(after) = self.retry_after()
@@ -516,6 +520,19 @@ fn is_unknown(error: &ExchangeError) -> bool {
 fn openai(error: &ApiError) -> Response {
     let (status, ..) = error.openai_terms();
     let mut response = (status, Json(openai_object(error))).into_response();
+    challenge(&mut response);
+    response
+}
+
+/// KServe's form: the sentence alone, the model server's own where the client was wrong.
+fn infer(error: &ApiError) -> Response {
+    let (status, ..) = error.openai_terms();
+    let upstream = upstream_object(error);
+    let text = upstream
+        .as_ref()
+        .and_then(|object| object["error"]["message"].as_str());
+    let text = text.map_or_else(|| error.sentence(), Cow::Borrowed);
+    let mut response = (status, Json(json!({ "error": text }))).into_response();
     challenge(&mut response);
     response
 }

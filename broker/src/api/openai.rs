@@ -123,7 +123,8 @@ fn unknown_feature() -> ApiError {
     ))
 }
 
-fn json_as_it_is(body: Bytes) -> Response {
+/// A model server's answer, byte for byte.
+pub(super) fn json_as_it_is(body: Bytes) -> Response {
     let mut response = Response::new(Body::from(body));
     *response.headers_mut() = content_type("application/json");
     response

@@ -21,7 +21,7 @@ use super::request::{Ask, Shape};
 use super::sequence::Start;
 use super::settings::Settings;
 use super::shared::{LastRequest, Shared};
-use super::{control, embeddings, stream, tokenize, unary};
+use super::{control, embeddings, infer, stream, tokenize, unary};
 
 /// Longest request body; far above any prompt.
 const BODY_LIMIT: usize = 64 << 20;
@@ -33,6 +33,9 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/completions", post(completions))
         .route("/v1/embeddings", post(embeddings::create))
         .route("/v1/models", get(models))
+        .route("/v2/health/ready", get(infer::ready))
+        .route("/v2/models/{model}/ready", get(infer::model_ready))
+        .route("/v2/models/{model}/infer", post(infer::infer))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .route("/health", get(health))
@@ -156,7 +159,7 @@ async fn models(State(shared): State<Arc<Shared>>, request: Request) -> Response
     axum::Json(json!({"object": "list", "data": models})).into_response()
 }
 
-async fn health(State(shared): State<Arc<Shared>>) -> StatusCode {
+pub(crate) async fn health(State(shared): State<Arc<Shared>>) -> StatusCode {
     shared.counters.health();
     if shared.unhealthy.load(Ordering::SeqCst) {
         StatusCode::SERVICE_UNAVAILABLE

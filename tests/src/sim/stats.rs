@@ -53,6 +53,8 @@ pub struct Requests {
     pub completions: u64,
     /// `/v1/embeddings`
     pub embeddings: u64,
+    /// `/v2/models/{model}/infer`
+    pub infer: u64,
     /// `/v1/models`
     pub models: u64,
     /// `/health`
@@ -86,7 +88,7 @@ macro_rules! counters {
 
 counters!(
     started, finished, aborted, aborted_waiting, failed, refused, continued, diverged, chat, completions, embeddings,
-    models, health, metrics, tokenize; tokens, prompt_tokens, cached_tokens
+    infer, models, health, metrics, tokenize; tokens, prompt_tokens, cached_tokens
 );
 
 impl Counters {
@@ -132,6 +134,7 @@ impl Counters {
                 chat: read(&self.chat),
                 completions: read(&self.completions),
                 embeddings: read(&self.embeddings),
+                infer: read(&self.infer),
                 models: read(&self.models),
                 health: read(&self.health),
                 metrics: read(&self.metrics),

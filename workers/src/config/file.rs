@@ -50,6 +50,8 @@ pub enum ServerKind {
     Llama,
     /// Any other server with OpenAI's API.
     Openai,
+    /// A server with KServe's inference API of the second version, such as Triton or MLServer: no language models.
+    Kserve,
 }
 
 impl ServerKind {
@@ -60,6 +62,7 @@ impl ServerKind {
             ServerKind::Vllm => "vllm",
             ServerKind::Llama => "llama",
             ServerKind::Openai => "openai",
+            ServerKind::Kserve => "kserve",
         }
     }
 }

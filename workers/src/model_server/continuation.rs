@@ -112,7 +112,7 @@ pub async fn continued(
         Some(request) => match http.kind() {
             ServerKind::Vllm => vllm::continued(http, served_as, request, have).await,
             ServerKind::Llama => llama::continued(http, request, have).await,
-            ServerKind::Openai => None,
+            ServerKind::Openai | ServerKind::Kserve => None,
         },
     };
     continued.ok_or_else(|| {
@@ -134,7 +134,7 @@ impl Request {
     fn parse(endpoint: Endpoint, body: &[u8]) -> Option<Self> {
         let mut body: Map<String, Value> = serde_json::from_slice(body).ok()?;
         body.retain(|_, value| !value.is_null());
-        let plain = endpoint != Endpoint::Embeddings && plain(&body);
+        let plain = !matches!(endpoint, Endpoint::Embeddings | Endpoint::Infer) && plain(&body);
         plain.then_some(Self { endpoint, body })
     }
 

@@ -102,6 +102,19 @@ struct Read<'a> {
     has_data: bool,
 }
 
+/// An answer of KServe's inference API; what it has come to costs no tokens.
+#[derive(Deserialize)]
+struct Inferred {
+    #[serde(rename = "outputs")]
+    _outputs: Vec<IgnoredAny>,
+}
+
+fn inferred(body: &[u8]) -> Result<(), Fault> {
+    let read = serde_json::from_slice(body);
+    read.map(|Inferred { .. }| ())
+        .map_err(|_| Fault::server("the model server's answer holds no outputs"))
+}
+
 #[derive(Deserialize)]
 struct Usage {
     #[serde(default)]
@@ -132,9 +145,12 @@ impl Facts {
     /// It is an error, an abort, cut short, or not what the endpoint answers.
     pub fn whole(endpoint: Endpoint, body: &[u8]) -> Result<Self, Fault> {
         let mut facts = Self::default();
+        if endpoint == Endpoint::Infer {
+            return inferred(body).map(|()| facts);
+        }
         let has_data = facts.read(body)?.has_data;
         match endpoint {
-            Endpoint::ChatCompletions | Endpoint::Completions => facts.complete()?,
+            Endpoint::ChatCompletions | Endpoint::Completions | Endpoint::Infer => facts.complete()?,
             Endpoint::Embeddings if has_data => {}
             Endpoint::Embeddings => {
                 return Err(Fault::server("the model server's answer holds no embeddings"));
@@ -248,6 +264,22 @@ mod tests {
         assert_eq!(llama.finish_reason.as_deref(), Some("stop"));
         let transformers = stream(include_str!("../../fixtures/keys_left_out_stream.jsonl")).expect("whole");
         assert_eq!(transformers.output_tokens, Some(2));
+    }
+
+    #[test]
+    fn an_inference_has_outputs_or_is_a_fault() {
+        let whole = |body: &str| Facts::whole(Endpoint::Infer, body.as_bytes());
+        assert!(whole(r#"{"model_name":"m","outputs":[{"data":[1]}]}"#).is_ok());
+        for body in [
+            "",
+            "[]",
+            "{}",
+            r#"{"outputs":7}"#,
+            r#"{"error":"text"}"#,
+            r#"{"outputs":[1]"#,
+        ] {
+            assert!(whole(body).is_err(), "{body}");
+        }
     }
 
     #[test]

@@ -50,7 +50,7 @@ impl<'de> Deserialize<'de> for Members<'de> {
 /// `body` as the request for a stream, unless the chunks of its answer cannot be folded.
 #[must_use]
 pub fn streamed(endpoint: Endpoint, body: &[u8]) -> Option<Bytes> {
-    if endpoint == Endpoint::Embeddings {
+    if matches!(endpoint, Endpoint::Embeddings | Endpoint::Infer) {
         return None;
     }
     let Members(members) = serde_json::from_slice(body).ok()?;
@@ -142,7 +142,7 @@ impl Fold {
                 self.choice.insert("message".to_owned(), message);
                 "chat.completion"
             }
-            Endpoint::Completions | Endpoint::Embeddings => {
+            Endpoint::Completions | Endpoint::Embeddings | Endpoint::Infer => {
                 self.choice.entry("text").or_insert_with(|| "".into());
                 "text_completion"
             }

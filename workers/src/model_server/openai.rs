@@ -43,6 +43,8 @@ pub struct Http {
     chat: Url,
     completions: Url,
     embeddings: Url,
+    /// What all models of KServe's API lie below.
+    infer: Url,
     models: Url,
     health: Option<Url>,
     pressure: Url,
@@ -102,9 +104,11 @@ impl Http {
             chat: url(Endpoint::ChatCompletions.path())?,
             completions: url(Endpoint::Completions.path())?,
             embeddings: url(Endpoint::Embeddings.path())?,
+            infer: Url::parse(&format!("{root}{}", Endpoint::Infer.path()))?,
             models: url("/models")?,
             health: match config.kind {
                 ServerKind::Vllm | ServerKind::Llama => Some(Url::parse(&format!("{root}/health"))?),
+                ServerKind::Kserve => Some(Url::parse(&format!("{root}/v2/health/ready"))?),
                 ServerKind::Openai => None,
             },
             pressure: Url::parse(&format!("{root}/metrics"))?,
@@ -249,6 +253,21 @@ impl Http {
             .collect())
     }
 
+    /// Is this model ready at a server with KServe's API?
+    pub async fn model_ready(&self, name: &str) -> Health {
+        self.look(&self.of_model(name, "ready")).await
+    }
+
+    /// Where KServe's API has a model's `what`.
+    fn of_model(&self, name: &str, what: &str) -> Url {
+        let mut url = self.infer.clone();
+        // Any URL of a server has segments; its name may hold slashes.
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.extend([name, what]);
+        }
+        url
+    }
+
     async fn look(&self, url: &Url) -> Health {
         match self.get(url).send().await {
             Ok(response) if response.status().is_success() => Health::Well,
@@ -271,11 +290,12 @@ impl Http {
 
     async fn post(&self, call: &Call, body: Bytes) -> reqwest::Result<Response> {
         let url = match call.endpoint {
-            Endpoint::ChatCompletions => &self.chat,
-            Endpoint::Completions => &self.completions,
-            Endpoint::Embeddings => &self.embeddings,
+            Endpoint::ChatCompletions => self.chat.clone(),
+            Endpoint::Completions => self.completions.clone(),
+            Endpoint::Embeddings => self.embeddings.clone(),
+            Endpoint::Infer => self.of_model(call.infer_as.as_deref().unwrap_or_default(), "infer"),
         };
-        let mut request = reqwest::Request::new(http::Method::POST, url.clone());
+        let mut request = reqwest::Request::new(http::Method::POST, url);
         let headers = request.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Ok(traceparent) = HeaderValue::try_from(&call.traceparent) {

@@ -188,3 +188,25 @@ fn a_broken_template_is_the_clients_fault_where_the_client_filled_it() {
     );
     assert_eq!(ApiError::Malformed.blame_inputs().reason(), "malformed_json");
 }
+
+#[tokio::test]
+async fn inference_tells_a_sentence_and_the_model_servers_own_where_the_client_was_wrong() {
+    let mut error = ExchangeError::new(FailureKind::InvalidRequest, "invalid_request", "words");
+    error.upstream_status = Some(422);
+    error.upstream_error = Some(r#"{"message":"no such input","code":null}"#.to_owned());
+    let (status, body, _) = answer(ApiError::Exchange(error), Shape::Infer).await;
+    assert_eq!((status, body.as_str()), (422, r#"{"error":"no such input"}"#));
+    let (status, body, _) = answer(
+        failure(FailureKind::ModelServerFault, Some(500), None),
+        Shape::Infer,
+    )
+    .await;
+    assert_eq!((status, body.as_str()), (502, r#"{"error":"words"}"#));
+    let overloaded = answer(failure(FailureKind::Overloaded, None, Some(1200)), Shape::Infer).await;
+    assert_eq!((overloaded.0, overloaded.2.as_deref()), (429, Some("2")));
+    let (status, body, _) = answer(ApiError::invalid("inputs", "is required"), Shape::Infer).await;
+    assert_eq!(
+        (status, body.as_str()),
+        (400, r#"{"error":"inputs: is required"}"#)
+    );
+}

@@ -45,7 +45,7 @@ impl<'a> OpenAiRequest<'a> {
         }
         let model = fields.required_text("model", MAX_MODEL_NAME)?;
         let stream = fields.flag("stream")?;
-        if stream && endpoint == Endpoint::Embeddings {
+        if stream && matches!(endpoint, Endpoint::Embeddings | Endpoint::Infer) {
             return Err(fields.invalid("stream", "embeddings come whole"));
         }
         let options = if stream {
@@ -58,6 +58,7 @@ impl<'a> OpenAiRequest<'a> {
             Endpoint::ChatCompletions => "messages",
             Endpoint::Completions => "prompt",
             Endpoint::Embeddings => "input",
+            Endpoint::Infer => "inputs",
         };
         let input = fields
             .raw(input_name)
