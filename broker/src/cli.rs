@@ -6,6 +6,7 @@ mod config;
 mod dead;
 mod docs;
 mod doctor;
+mod gitlab_sync;
 mod output;
 mod token;
 
@@ -70,6 +71,9 @@ enum Command {
     /// GitLab's documentation, from which chat answers questions about GitLab.
     #[command(subcommand)]
     Docs(docs::DocsCommand),
+    /// What GitLab's own feature settings ask for (DUO_GITLAB_SYNC).
+    #[command(subcommand)]
+    GitlabSync(gitlab_sync::GitlabSyncCommand),
     /// Look for what is wrong with this installation and say what to do.
     Doctor(doctor::DoctorArguments),
 }
@@ -108,6 +112,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Audit(command) => audit::run(command).await,
         Command::Dead(command) => dead::run(command).await,
         Command::Docs(command) => docs::run(command).await,
+        Command::GitlabSync(command) => gitlab_sync::run(command).await,
         Command::Doctor(arguments) => doctor::run(&arguments).await,
     }
 }

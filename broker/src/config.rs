@@ -38,6 +38,8 @@ pub struct Config {
     pub signing_keys_file: Option<PathBuf>,
     /// Private certificate authorities for GitLab.
     pub gitlab_ca_file: Option<PathBuf>,
+    /// Reading GitLab's own feature settings, where an operator wants that.
+    pub gitlab_sync: Option<GitlabSyncConfig>,
     /// Logs.
     pub log: LogConfig,
 }
@@ -71,6 +73,39 @@ pub struct QueueConfig {
     pub audit_max_bytes: i64,
 }
 
+/// Reading GitLab's own feature settings.
+#[derive(Debug, Clone)]
+pub struct GitlabSyncConfig {
+    /// What becomes of them.
+    pub mode: SyncMode,
+    /// The GitLab to ask.
+    pub url: String,
+    /// An administrator's access token there.
+    pub token: SecretString,
+    /// How often it is asked, by all brokers together.
+    pub every: Duration,
+}
+
+/// What becomes of GitLab's settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SyncMode {
+    /// They are shown.
+    Propose,
+    /// They change the configuration, where its rules allow it.
+    Apply,
+}
+
+impl SyncMode {
+    /// Its name in the settings.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            SyncMode::Propose => "propose",
+            SyncMode::Apply => "apply",
+        }
+    }
+}
+
 /// Logs.
 #[derive(Debug, Clone)]
 pub struct LogConfig {
@@ -84,6 +119,9 @@ pub struct LogConfig {
 const MIN_LEASE: Duration = Duration::from_secs(1);
 /// Brokers that come back after a restart of NATS need some moments to be heard again.
 const MIN_ABANDON_AFTER: Duration = Duration::from_secs(1);
+
+/// GitLab is not to be asked all the time.
+const MIN_SYNC_EVERY: Duration = Duration::from_secs(1);
 
 impl Config {
     /// Reads every section and reports all problems together.
@@ -118,6 +156,7 @@ impl Config {
                 .into(),
             signing_keys_file: env_ref.optional("DUO_SIGNING_KEYS_FILE").map(PathBuf::from),
             gitlab_ca_file: env_ref.optional("DUO_GITLAB_CA_FILE").map(PathBuf::from),
+            gitlab_sync: gitlab_sync(env_ref),
             log: LogConfig {
                 filter: env_ref.text("DUO_LOG", "info"),
                 format: env_ref.parse("DUO_LOG_FORMAT", LogFormat::Human),
@@ -158,6 +197,46 @@ fn broker_name(env: &mut Env) -> String {
     format!("{name}-{}", &run[..8])
 }
 
+fn gitlab_sync(env: &mut Env) -> Option<GitlabSyncConfig> {
+    let mode = match env.text("DUO_GITLAB_SYNC", "off").as_str() {
+        "off" => None,
+        "propose" => Some(SyncMode::Propose),
+        "apply" => Some(SyncMode::Apply),
+        other => {
+            env.problem(format!("DUO_GITLAB_SYNC {other:?} is not off, propose or apply"));
+            None
+        }
+    };
+    let url = env.optional("DUO_GITLAB_SYNC_URL");
+    let token = env.secret("DUO_GITLAB_SYNC_TOKEN");
+    let every = env.duration("DUO_GITLAB_SYNC_EVERY", Duration::from_secs(300));
+    let mode = mode?;
+    if every < MIN_SYNC_EVERY {
+        env.problem(format!(
+            "DUO_GITLAB_SYNC_EVERY is shorter than {MIN_SYNC_EVERY:?}"
+        ));
+    }
+    if !url
+        .as_ref()
+        .is_some_and(|url| url.starts_with("https://") || url.starts_with("http://"))
+    {
+        let text =
+            "DUO_GITLAB_SYNC_URL is not set to an address: the GitLab to ask, as https://gitlab.example.com";
+        env.problem(text.to_owned());
+    }
+    if token.is_none() {
+        let text = "DUO_GITLAB_SYNC_TOKEN_FILE is not set: a file with an administrator's access token for GitLab, \
+                    scope read_api";
+        env.problem(text.to_owned());
+    }
+    Some(GitlabSyncConfig {
+        mode,
+        url: url?,
+        token: token?,
+        every,
+    })
+}
+
 fn abandon_after(env: &mut Env) -> Duration {
     let after = env.duration("DUO_ABANDON_AFTER", Duration::from_secs(15));
     if after < MIN_ABANDON_AFTER {
@@ -190,6 +269,34 @@ fn queue(env: &mut Env) -> QueueConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reading_gitlabs_settings_needs_an_address_and_a_token() {
+        let read = |pairs: &[(&str, &str)]| {
+            let mut env = Env::from_pairs(pairs.iter().copied());
+            let config = gitlab_sync(&mut env);
+            (config, env.finish().err().map(|error| error.problems.join("\n")))
+        };
+        assert!(matches!(read(&[]), (None, None)));
+        let url = ("DUO_GITLAB_SYNC_URL", "https://gitlab");
+        assert!(matches!(
+            read(&[url, ("DUO_GITLAB_SYNC_TOKEN", "t")]),
+            (None, None)
+        ));
+        let (_, problems) = read(&[("DUO_GITLAB_SYNC", "apply"), ("DUO_GITLAB_SYNC_EVERY", "10ms")]);
+        for word in ["_URL", "_TOKEN_FILE", "_EVERY"] {
+            assert!(
+                problems.as_ref().is_some_and(|text| text.contains(word)),
+                "{word}: {problems:?}"
+            );
+        }
+        assert!(read(&[("DUO_GITLAB_SYNC", "yes")]).1.is_some());
+        let (config, problems) = read(&[("DUO_GITLAB_SYNC", "apply"), url, ("DUO_GITLAB_SYNC_TOKEN", "t")]);
+        assert_eq!(
+            (config.map(|config| config.mode), problems),
+            (Some(SyncMode::Apply), None)
+        );
+    }
 
     #[test]
     fn every_problem_is_reported_together() {

@@ -17,6 +17,7 @@ pub mod doctor;
 pub mod documentation;
 pub mod exchange;
 pub mod fleet;
+pub mod gitlab_sync;
 pub mod identity;
 pub mod letters;
 pub mod metrics;

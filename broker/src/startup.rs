@@ -32,6 +32,7 @@ use crate::dispatch::{Dispatch, Parts, bundles, chores, dead, questions, superse
 use crate::documentation::Documentation;
 use crate::exchange::Exchange;
 use crate::fleet::{self, Fleet};
+use crate::gitlab_sync;
 use crate::identity::{self, Identities};
 use crate::letters::Letters;
 use crate::metrics::Metrics;
@@ -147,13 +148,8 @@ pub async fn run(
         "relay",
         relay::run(store.clone(), nats.clone(), background.clone()),
     );
-    keep_records(
-        &background,
-        &registry,
-        &config,
-        (store.clone(), nats.clone()),
-        audit_sink,
-    );
+    follow_gitlab(&background, &registry, &config, &store)?;
+    keep_records(&background, &registry, &config, (&store, &nats), audit_sink);
     background.spawn("fleet", fleet::watch(nats.clone(), fleet, background.clone()));
     watch_queue(&background, &nats, config.queue, &dispatch, &routing);
     let authenticator = authenticator(&config, identities, signing, &registry)?;
@@ -268,12 +264,37 @@ fn serve_operations(listener: TcpListener, registry: &Registry, readiness: &Read
     end
 }
 
+/// Reads GitLab's own feature settings, where an operator wants that.
+fn follow_gitlab(
+    background: &Shutdown,
+    registry: &Registry,
+    config: &Config,
+    store: &Store,
+) -> anyhow::Result<()> {
+    let Some(sync) = &config.gitlab_sync else {
+        return Ok(());
+    };
+    let no_redirects = reqwest::redirect::Policy::none();
+    let parts = gitlab_sync::Parts {
+        config: sync.clone(),
+        broker: config.name.clone(),
+        store: store.clone(),
+        client: http_client(config.gitlab_ca_file.as_deref(), no_redirects)?,
+    };
+    let metrics = gitlab_sync::SyncMetrics::register(registry);
+    background.spawn(
+        "gitlab sync",
+        gitlab_sync::run(parts, metrics, background.clone()),
+    );
+    Ok(())
+}
+
 /// Brings audit records into Postgres, and an end to those that would have none.
 fn keep_records(
     background: &Shutdown,
     registry: &Registry,
     config: &Config,
-    (store, nats): (Store, Nats),
+    (store, nats): (&Store, &Nats),
     sink: sink::AuditSink,
 ) {
     let gauges = writer::WriterMetrics::register(registry);
@@ -286,7 +307,7 @@ fn keep_records(
     };
     background.spawn(
         "audit writer",
-        writer::run(store, nats, gauges, background.clone()),
+        writer::run(store.clone(), nats.clone(), gauges, background.clone()),
     );
     let gauges = sweeper::SweeperMetrics::register(registry);
     background.spawn("sweeper", sweeper::run(sweeper, gauges, background.clone()));
@@ -330,7 +351,8 @@ fn authenticator(
     signing: Option<Arc<SigningKeys>>,
     registry: &Registry,
 ) -> anyhow::Result<Authenticator> {
-    let client = http_client(config.gitlab_ca_file.as_deref())?;
+    let few_redirects = reqwest::redirect::Policy::limited(3);
+    let client = http_client(config.gitlab_ca_file.as_deref(), few_redirects)?;
     Ok(Authenticator::new(identities, AuthConfig::default(), client, registry).with_signing_keys(signing))
 }
 
@@ -397,11 +419,14 @@ async fn spawn_dispatch(dispatch: &Dispatch, records: &sink::AuditSink) -> anyho
     Ok(())
 }
 
-fn http_client(ca_file: Option<&std::path::Path>) -> anyhow::Result<reqwest::Client> {
+fn http_client(
+    ca_file: Option<&std::path::Path>,
+    redirects: reqwest::redirect::Policy,
+) -> anyhow::Result<reqwest::Client> {
     let mut builder = reqwest::Client::builder()
         .no_proxy()
         .tcp_nodelay(true)
-        .redirect(reqwest::redirect::Policy::limited(3));
+        .redirect(redirects);
     if let Some(path) = ca_file {
         let pem = std::fs::read(path).with_context(|| {
             format!(

@@ -15,6 +15,7 @@ pub mod config_outbox;
 pub mod config_revision;
 pub mod documentation;
 pub mod features;
+pub mod gitlab_sync;
 pub mod issuers;
 pub mod models;
 pub mod prompts;
@@ -241,7 +242,7 @@ impl Store {
                      UNION ALL
                      SELECT what, of
                      FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS what,
-                          unnest(ARRAY['config_revision', 'api_tokens']) AS of
+                          unnest(ARRAY['config_revision', 'api_tokens', 'gitlab_sync']) AS of
                      UNION ALL
                      SELECT 'SELECT', of FROM unnest(ARRAY['documentation_versions', 'documentation_sections']) AS of
                      UNION ALL

@@ -12,6 +12,7 @@ mod death;
 mod docs_search;
 mod edge;
 mod gitlab_doors;
+mod gitlab_sync;
 mod ide_direct;
 mod infer;
 mod nats_restart;

@@ -3,6 +3,7 @@
 //! It knows nothing of users, licences or seats: it gives every scope it is asked for, and any wrong token a test
 //! of refusals needs.
 
+mod graphql;
 mod keys;
 mod scopes;
 mod state;
@@ -18,12 +19,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use http::StatusCode;
 use serde_json::json;
 
 use crate::server::Server;
 
+pub use self::graphql::{GraphqlAnswer, TOKEN as GRAPHQL_TOKEN};
 pub use self::keys::SigningKey;
 pub use self::scopes::ALL_SCOPES;
 pub use self::state::load_or_create;
@@ -47,6 +49,8 @@ struct Shared {
     key: RwLock<Arc<SigningKey>>,
     key_fetches: AtomicU64,
     broken: AtomicBool,
+    graphql: RwLock<GraphqlAnswer>,
+    graphql_asked: AtomicU64,
 }
 
 impl Gitlab {
@@ -71,6 +75,8 @@ impl Gitlab {
             key: RwLock::new(Arc::new(key)),
             key_fetches: AtomicU64::new(0),
             broken: AtomicBool::new(false),
+            graphql: RwLock::default(),
+            graphql_asked: AtomicU64::new(0),
         });
         let server = Server::start(address, THREADS, router(Arc::clone(&shared))).await?;
         let address = server.address();
@@ -127,6 +133,20 @@ impl Gitlab {
         self.shared.key_fetches.load(Ordering::SeqCst)
     }
 
+    /// Answers questions for its models and feature settings like this from now on.
+    pub fn answer_graphql(&self, answer: GraphqlAnswer) {
+        *self
+            .shared
+            .graphql
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = answer;
+    }
+
+    /// How often it was asked for them.
+    pub fn graphql_asked(&self) -> u64 {
+        self.shared.graphql_asked.load(Ordering::SeqCst)
+    }
+
     /// Answers everything with 502, as a proxy before an instance that is down; or stops doing so.
     pub fn broken(&self, on: bool) {
         self.shared.broken.store(on, Ordering::SeqCst);
@@ -158,6 +178,13 @@ impl Shared {
         self.url.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    fn graphql(&self) -> GraphqlAnswer {
+        self.graphql
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
     fn key(&self) -> Arc<SigningKey> {
         Arc::clone(&self.key.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -167,6 +194,7 @@ fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/.well-known/openid-configuration", get(discovery))
         .route("/oauth/discovery/keys", get(published_keys))
+        .route("/api/graphql", post(graphql::answer))
         .with_state(shared)
 }
 

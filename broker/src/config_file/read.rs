@@ -32,6 +32,25 @@ pub struct ConfigFile {
     pub(super) places: BTreeMap<String, Place>,
 }
 
+impl ConfigFile {
+    /// A file that assigns models to features, or none, and says nothing else.
+    #[must_use]
+    pub fn assignments(wanted: impl IntoIterator<Item = (FeatureName, Option<ModelName>)>) -> Self {
+        let features = wanted.into_iter().map(|(name, model)| {
+            let assignment = model.map_or(Assignment::Inactive, Assignment::Model);
+            let wanted = WantedFeature {
+                assignment: Some(assignment),
+                ..WantedFeature::default()
+            };
+            (name, wanted)
+        });
+        Self {
+            features: features.collect(),
+            ..Self::default()
+        }
+    }
+}
+
 /// What a file wants of one feature.
 #[derive(Debug, Default)]
 pub(super) struct WantedFeature {
