@@ -1,38 +1,21 @@
 //! IDEs that ask the broker directly, with a token that GitLab has fetched for them.
 
-use aws_lc_rs::encoding::{AsDer as _, Pkcs8V1Der};
-use aws_lc_rs::rsa::{KeyPair, KeySize};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use duo_system_tests::gitlab::TokenSpec;
 use duo_system_tests::harness::Cluster;
 use duo_system_tests::harness::client::Answer;
 use duo_system_tests::harness::cluster::completion;
+use duo_system_tests::harness::setup::signing_keys;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
 const TOKEN: &str = "/v1/code/user_access_token";
 const KEYS: &str = "DUO_SIGNING_KEYS_FILE";
 
-/// A file with a key in the form that `openssl genpkey` writes.
-fn key_file(folder: &tempfile::TempDir) -> String {
-    let key = KeyPair::generate(KeySize::Rsa2048).expect("a key");
-    let der: Pkcs8V1Der<'_> = key.as_der().expect("its bytes");
-    let mut pem = String::from("-----BEGIN PRIVATE KEY-----\n");
-    for line in STANDARD.encode(der.as_ref()).as_bytes().chunks(64) {
-        pem.extend([std::str::from_utf8(line).expect("base64"), "\n"]);
-    }
-    pem.push_str("-----END PRIVATE KEY-----\n");
-    let path = folder.path().join("signing-keys.pem");
-    std::fs::write(&path, pem).expect("a file");
-    path.to_str().expect("a path in UTF-8").to_owned()
-}
-
 async fn cluster_that_signs() -> Cluster {
     let folder = tempfile::tempdir().expect("a folder");
     // A broker reads the file at its start; the folder may go then.
     Cluster::builder()
-        .broker_env(KEYS, &key_file(&folder))
+        .broker_env(KEYS, &signing_keys(folder.path()))
         .start()
         .await
 }

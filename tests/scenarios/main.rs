@@ -2,6 +2,7 @@
 //! by asserting that nothing is left over.
 
 mod abandoned;
+mod air_gap;
 mod auth;
 mod bad_input;
 mod canary;
@@ -15,6 +16,7 @@ mod gitlab_doors;
 mod gitlab_sync;
 mod ide_direct;
 mod infer;
+mod language_server;
 mod nats_restart;
 mod neighbours;
 mod openai_python;
@@ -22,6 +24,7 @@ mod overload;
 mod owner_death;
 mod path;
 mod postgres_away;
+mod rails;
 mod real_server;
 mod shutdown;
 mod streams;

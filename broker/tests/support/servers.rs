@@ -128,16 +128,20 @@ fn postgres_user() -> String {
 
 /// A connection to this binary's nats-server, whose streams all tests of the binary share.
 pub(crate) async fn nats() -> Nats {
-    static URL: OnceLock<String> = OnceLock::new();
-    let url = URL.get_or_init(start_nats).clone();
     let config = NatsConfig {
-        url,
+        url: nats_url(),
         name: "store tests".to_owned(),
         inbox_prefix: "_INBOX_test".to_owned(),
         credentials_file: None,
         ca_file: None,
     };
     Nats::connect(&config).await.unwrap()
+}
+
+/// Where it listens.
+pub(crate) fn nats_url() -> String {
+    static URL: OnceLock<String> = OnceLock::new();
+    URL.get_or_init(start_nats).clone()
 }
 
 fn start_nats() -> String {

@@ -97,6 +97,12 @@ impl Call {
         self
     }
 
+    /// With a body that nothing says the type of.
+    pub fn untyped(mut self, body: impl Into<Bytes>) -> Self {
+        self.builder = self.builder.body(body.into());
+        self
+    }
+
     /// Sends it and waits for the headers.
     ///
     /// # Panics

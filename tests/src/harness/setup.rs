@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use aws_lc_rs::encoding::{AsDer as _, Pkcs8V1Der};
+use aws_lc_rs::rsa::{KeyPair, KeySize};
 use base64::Engine as _;
 use serde_json::{Value, json};
 
@@ -405,6 +407,25 @@ async fn storage(own: bool) -> (Option<Postgres>, super::postgres::Database) {
         return (Some(server), database);
     }
     (None, Postgres::shared_database().await)
+}
+
+/// Writes a file with a key that signs tokens for IDEs, in the form of `openssl genpkey`, and tells where. A broker
+/// reads it at its start; the folder may go then.
+///
+/// # Panics
+/// No key can be made, or the file cannot be written.
+pub fn signing_keys(folder: &Path) -> String {
+    let key = KeyPair::generate(KeySize::Rsa2048).expect("a key");
+    let der: Pkcs8V1Der<'_> = key.as_der().expect("its bytes");
+    let mut pem = String::from("-----BEGIN PRIVATE KEY-----\n");
+    let base64 = base64::engine::general_purpose::STANDARD.encode(der.as_ref());
+    for line in base64.as_bytes().chunks(64) {
+        pem.extend([std::str::from_utf8(line).expect("base64"), "\n"]);
+    }
+    pem.push_str("-----END PRIVATE KEY-----\n");
+    let path = folder.join("signing-keys.pem");
+    fs::write(&path, pem).expect("our folder");
+    path_text(&path).to_owned()
 }
 
 fn local() -> String {
