@@ -64,7 +64,7 @@ impl AuditLog {
                 who,
                 what,
                 phase: Phase::Early,
-                replays: false,
+                no_letter: false,
             }),
         }))
     }
@@ -96,7 +96,7 @@ struct State {
     what: What,
     phase: Phase,
     /// Does it run a dead letter again?
-    replays: bool,
+    no_letter: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,15 +172,15 @@ impl OpenRecord {
         state.what.body_bytes = u64::try_from(body_bytes).unwrap_or(u64::MAX);
     }
 
-    /// Notes that the request runs a dead letter again.
-    pub(crate) fn note_replay(&self) {
-        self.state().replays = true;
+    /// Notes that the request leaves no dead letter: it runs one again, or is a probe that nobody would repeat.
+    pub(crate) fn leave_no_letter(&self) {
+        self.state().no_letter = true;
     }
 
     /// Who asked for what, for a dead letter; `None` where one is replayed, which gets no other.
     pub(crate) fn told(&self) -> Option<(Who, What)> {
         let state = self.state();
-        (!state.replays).then(|| (state.who.clone(), state.what.clone()))
+        (!state.no_letter).then(|| (state.who.clone(), state.what.clone()))
     }
 
     /// Closes the record as refused, unless the queue has the request or the
@@ -297,7 +297,7 @@ impl Drop for Inner {
                 who: Who::default(),
                 what: unknown(""),
                 phase: Phase::Closed,
-                replays: false,
+                no_letter: false,
             },
         );
         match state.phase {

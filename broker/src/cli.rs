@@ -8,6 +8,8 @@ mod docs;
 mod doctor;
 mod gitlab_sync;
 mod output;
+mod remote;
+mod test;
 mod token;
 
 use std::process::ExitCode;
@@ -37,8 +39,10 @@ use self::output::say;
   duo-broker audit search --since 10m --outcome failed
   duo-broker dead list --since 1h                         requests that were given up
   duo-broker docs index /opt/gitlab/embedded/service/gitlab-rails/doc --version 18.9
+  duo-broker test model mistral                           does it answer?
 
-All but `serve` and `dead` need DUO_DATABASE_URL (or DUO_DATABASE_URL_FILE) only; `dead` needs DUO_NATS_URL.
+All but `serve`, `dead`, `test` and `openapi` need DUO_DATABASE_URL (or DUO_DATABASE_URL_FILE) only; `dead` needs
+DUO_NATS_URL, `test` a running broker and DUO_ADMIN_TOKEN.
 Exit codes: 0 done, 1 failed or refused, 2 wrong usage, 78 wrong settings."
 )]
 struct Cli {
@@ -74,8 +78,13 @@ enum Command {
     /// What GitLab's own feature settings ask for (DUO_GITLAB_SYNC).
     #[command(subcommand)]
     GitlabSync(gitlab_sync::GitlabSyncCommand),
+    /// Ask a model or a feature by a small real request through the queue, and tell what happened.
+    #[command(subcommand)]
+    Test(test::TestCommand),
     /// Look for what is wrong with this installation and say what to do.
     Doctor(doctor::DoctorArguments),
+    /// Print the OpenAPI document of the administration API.
+    Openapi,
 }
 
 /// A mistake in the settings or in a configuration file, which has an exit code of its own.
@@ -113,7 +122,12 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Dead(command) => dead::run(command).await,
         Command::Docs(command) => docs::run(command).await,
         Command::GitlabSync(command) => gitlab_sync::run(command).await,
+        Command::Test(command) => test::run(command).await,
         Command::Doctor(arguments) => doctor::run(&arguments).await,
+        Command::Openapi => {
+            output::json(&duo_broker::api::admin::openapi::document())?;
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use crate::caller::Caller;
 use crate::dispatch::Dispatch;
 use crate::dispatch::send::Outgoing;
 pub use crate::dispatch::send::Reply;
+use crate::probe::Probe;
 use crate::request::{ExchangeError, ModelChoice, RoutedRequest, Work};
 use crate::routing::Routing;
 
@@ -61,12 +62,17 @@ impl Exchange {
         record.note(Some(name), None, false);
         let feature = table.active_feature(caller, name)?;
         record.note_route(feature, table.revision());
-        self.can_record()?;
-        self.dispatch.gate()?;
+        self.takes_anything()?;
         match &feature.model {
             Some(model) => self.admission.check(caller.into(), feature, model),
             None => self.any_of(caller, feature, table.nameable(caller, feature)),
         }
+    }
+
+    /// Is there a place for requests and for their records?
+    fn takes_anything(&self) -> Result<(), ExchangeError> {
+        self.can_record()?;
+        self.dispatch.gate()
     }
 
     /// Can a new request have its record?
@@ -167,7 +173,7 @@ impl Exchange {
         letter: &DeadHead,
         body: Bytes,
     ) -> Result<Reply, ExchangeError> {
-        record.note_replay();
+        record.leave_no_letter();
         record.note(Some(&letter.feature), Some(&letter.model), letter.stream);
         let routed = self.routing.load().again(&letter.feature, &letter.model)?;
         record.note_route(&routed.feature, routed.revision);
@@ -180,6 +186,22 @@ impl Exchange {
             supersede_key: None,
         };
         self.send(caller, record, &routed, work).await
+    }
+
+    /// Sends a probe, whatever the rules say of its model and feature. It leaves no dead letter.
+    ///
+    /// # Errors
+    /// As [`Exchange::send`].
+    pub async fn probe(
+        &self,
+        caller: &Caller,
+        record: &OpenRecord,
+        probe: Probe,
+    ) -> Result<Reply, ExchangeError> {
+        record.leave_no_letter();
+        record.note_route(&probe.routed.feature, probe.routed.revision);
+        self.takes_anything()?;
+        self.send(caller, record, &probe.routed, probe.work).await
     }
 
     /// Models that a caller may name.

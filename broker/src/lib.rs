@@ -21,6 +21,7 @@ pub mod gitlab_sync;
 pub mod identity;
 pub mod letters;
 pub mod metrics;
+pub mod probe;
 pub mod prompt;
 pub mod relay;
 pub mod request;

@@ -169,6 +169,52 @@ impl Prompts {
             .collect()
     }
 
+    /// Ids of the prompts of `feature`, in order.
+    #[must_use]
+    pub fn ids(&self, feature: &FeatureName) -> Vec<String> {
+        let library = self.library.load();
+        let ids = library.iter().filter(|(_, families)| {
+            let base = families.get(family::BASE);
+            base.is_some_and(|template| template.purpose().feature == *feature)
+        });
+        let mut ids: Vec<_> = ids.map(|(id, _)| id.to_string()).collect();
+        ids.sort();
+        ids
+    }
+
+    /// Families that prompt `id` has a template for, in order.
+    #[must_use]
+    pub fn families(&self, id: &str) -> Vec<String> {
+        let library = self.library.load();
+        let families = library.get(id).into_iter().flat_map(HashMap::keys);
+        let mut families: Vec<_> = families.map(ToString::to_string).collect();
+        families.sort();
+        families
+    }
+
+    /// Every prompt id, in order.
+    #[must_use]
+    pub fn all(&self) -> Vec<String> {
+        let mut ids: Vec<_> = self.library.load().keys().map(ToString::to_string).collect();
+        ids.sort();
+        ids
+    }
+
+    /// Renders prompt `id` with inputs that are as short as may be.
+    ///
+    /// # Errors
+    /// See [`PromptError`].
+    pub fn render_sample(&self, id: &str, model: &Model) -> Result<Rendered, PromptError> {
+        let template = self.template(id, model)?;
+        self.render(Use {
+            id,
+            model,
+            inputs: template.sample(),
+            messages: vec![Message::new(Role::User, "Reply with the single word: ready")],
+            stream: false,
+        })
+    }
+
     /// Bytes that the inputs of prompt `id` may have for `model` so that
     /// prompt and answer surely fit, by the estimate of [`budget`].
     ///
@@ -258,12 +304,22 @@ impl Default for Prompts {
     }
 }
 
-/// Would this override load?
+/// Would this override load, and can a prompt be made of it?
 ///
 /// # Errors
 /// Says in words what is wrong with it.
 pub fn check(replacement: &PromptOverride) -> Result<(), String> {
-    checked(replacement).map(drop)
+    let template = checked(replacement)?;
+    let rendered = template.render(&template.sample(), vec![Message::new(Role::User, "example")]);
+    rendered
+        .map(drop)
+        .map_err(|error| format!("it cannot be rendered: {error}"))
+}
+
+/// The text of a built-in template, which an override begins from.
+#[must_use]
+pub fn builtin_text(id: &str, family: &str) -> Option<&'static str> {
+    builtin::text(id, family)
 }
 
 /// An override may change text and limits, not what opens the prompt or what it is given.

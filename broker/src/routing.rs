@@ -115,6 +115,21 @@ impl RoutingTable {
         self.features.get(name)
     }
 
+    /// A model.
+    #[must_use]
+    pub fn model(&self, name: &str) -> Option<&Model> {
+        self.models.get(name)
+    }
+
+    /// The model that a hint means, whatever any feature's rules say.
+    ///
+    /// Rails writes `custom_openai/NAME`; the part after the first slash is the name.
+    #[must_use]
+    pub fn meant(&self, hint: &str) -> Option<&Model> {
+        let bare = hint.split_once('/').map_or(hint, |(_, name)| name);
+        self.models.get(hint).or_else(|| self.models.get(bare))
+    }
+
     /// Every model.
     pub fn models(&self) -> impl Iterator<Item = &Model> {
         self.models.values()
@@ -262,9 +277,7 @@ impl RoutingTable {
 
     /// A hint only ever selects among configured models that need no acknowledgement.
     fn hinted_model(&self, caller: &Caller, feature: &Feature, hint: &str) -> Option<&Model> {
-        // Rails writes `custom_openai/NAME`; the part after the first slash is the name.
-        let bare = hint.split_once('/').map_or(hint, |(_, name)| name);
-        let model = self.models.get(hint).or_else(|| self.models.get(bare))?;
+        let model = self.meant(hint)?;
         (self.goes_with(feature, model) && caller.may_use_model(&model.name)).then_some(model)
     }
 

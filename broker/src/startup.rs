@@ -208,6 +208,7 @@ fn administration(state: &ApiState, dispatch: &Dispatch, nats: &Nats, store: &St
         letters: Letters::new(nats.clone()),
         store: store.clone(),
         admission: dispatch.admission().clone(),
+        prompts: state.prompts.clone(),
         nats: nats.clone(),
     })
 }

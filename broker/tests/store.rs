@@ -69,11 +69,11 @@ fn any_prompt(_: &PromptOverride) -> Result<(), String> {
 async fn apply(store: &Store, text: &str) -> Result<Applied, Vec<String>> {
     let texts =
         |problems: Vec<config_file::Problem>| problems.iter().map(ToString::to_string).collect::<Vec<_>>();
-    let file = config_file::parse(text, Path::new("."), &any_prompt).map_err(texts)?;
-    match config_file::apply(store, &file, "tester", &any_prompt).await {
+    let file = config_file::parse(text, Some(Path::new(".")), &any_prompt).map_err(texts)?;
+    match config_file::apply(store, &file, "tester", None, &any_prompt).await {
         Ok(applied) => Ok(applied),
         Err(ApplyError::Refused(problems)) => Err(texts(problems)),
-        Err(ApplyError::Store(error)) => panic!("{error:?}"),
+        Err(other) => panic!("{other:?}"),
     }
 }
 

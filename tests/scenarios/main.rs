@@ -2,6 +2,7 @@
 //! by asserting that nothing is left over.
 
 mod abandoned;
+mod admin_api;
 mod air_gap;
 mod auth;
 mod bad_input;

@@ -28,8 +28,9 @@
 //! 200; it is `retryable` when the wait should clear within five seconds. The
 //! model test shows administrators the reason of every status but 200 and 421,
 //! so its errors have the list form of `detail`. Audit and administration read
-//! `{"error", "message"}` with the statuses of OpenAI, 422 for fields; inference
-//! by other than language models has OpenAI's statuses and `{"error": "…"}`. Where the
+//! `{"error", "message"}` with the statuses of OpenAI, 422 for fields (with
+//! `problems`), 428 and 409 for revisions; inference by other than language
+//! models has OpenAI's statuses and `{"error": "…"}`. Where the
 //! exchange refused, `X-Duo-Reason` has the reason in every shape, as OpenAI's
 //! `code` has it.
 
@@ -44,6 +45,7 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::{Map, Value, json};
 
 use super::{chat, code};
+use crate::config_file::Problem;
 use crate::prompt::PromptError;
 use crate::request::ExchangeError;
 
@@ -111,6 +113,25 @@ pub(crate) enum ApiError {
     /// What is there does not allow it.
     #[error("{0}")]
     Conflict(String),
+    /// Fields or rules that an administrator's change breaks, all of them.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Problems(Vec<Problem>),
+    /// An edit that does not say which revision it starts from.
+    #[error(
+        "an edit says which revision it starts from: send the ETag of what you read as If-Match, or If-Match: *"
+    )]
+    NoRevision,
+    /// An edit of something that somebody else has changed meanwhile.
+    #[error(
+        "the configuration is at revision {current} by now, not {expected}; nothing was changed: read it again and \
+         repeat the edit"
+    )]
+    Stale {
+        /// What the caller had seen.
+        expected: u64,
+        /// The revision of the moment.
+        current: u64,
+    },
     /// The prompt is longer than the model's window.
     #[error(
         "{path}: the prompt is too long for the model's context window of {window} tokens; send less text"
@@ -256,6 +277,9 @@ impl ApiError {
             Self::NotFound(_) => "not_found".into(),
             Self::MethodNotAllowed => "method_not_allowed".into(),
             Self::Conflict(_) => "conflict".into(),
+            Self::Problems(_) => "invalid_value".into(),
+            Self::NoRevision => "revision_required".into(),
+            Self::Stale { .. } => "stale_revision".into(),
             Self::ContextLength { .. } => "context_length_exceeded".into(),
             Self::NoSigningKey => "no_signing_key".into(),
             Self::Exchange(error) => error.reason.clone(),
@@ -265,9 +289,12 @@ impl ApiError {
     /// The status on GitLab's code endpoints, which the other shapes start from.
     fn status(&self) -> StatusCode {
         match self {
-            Self::Malformed | Self::Invalid { .. } | Self::NotJson | Self::ContextLength { .. } => {
-                StatusCode::UNPROCESSABLE_ENTITY
-            }
+            Self::Malformed
+            | Self::Invalid { .. }
+            | Self::Problems(_)
+            | Self::NotJson
+            | Self::ContextLength { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::NoRevision => StatusCode::PRECONDITION_REQUIRED,
             Self::Senseless(_) => StatusCode::BAD_REQUEST,
             Self::Encoded => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
@@ -276,7 +303,7 @@ impl ApiError {
             Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Conflict(_) => StatusCode::CONFLICT,
+            Self::Conflict(_) | Self::Stale { .. } => StatusCode::CONFLICT,
             Self::NoSigningKey => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Exchange(error) if is_unknown(error) => StatusCode::NOT_FOUND,
             Self::Exchange(error) => match error.kind {
@@ -391,6 +418,9 @@ impl ApiError {
             | Self::BodyLate
             | Self::NotFound(_)
             | Self::MethodNotAllowed
+            | Self::Problems(_)
+            | Self::NoRevision
+            | Self::Stale { .. }
             | Self::Conflict(_) => (status, INVALID, self.reason(), None),
             Self::NoSigningKey => (status, "server_error", self.reason(), None),
             Self::Exchange(error) if error.reason == "unknown_model" => (
@@ -543,10 +573,26 @@ fn plain(error: &ApiError) -> Response {
         ApiError::Invalid { .. } => StatusCode::UNPROCESSABLE_ENTITY,
         _ => status,
     };
-    let body = json!({"error": code, "message": error.sentence()});
+    let mut body = json!({"error": code, "message": error.sentence()});
+    if let Some(problems) = problems(error) {
+        body["problems"] = problems;
+    }
     let mut response = (status, Json(body)).into_response();
     challenge(&mut response);
     response
+}
+
+/// What is wrong, field by field.
+fn problems(error: &ApiError) -> Option<Value> {
+    let problem = |field: &str, message: &str| json!({"field": field, "message": message});
+    match error {
+        ApiError::Invalid { path, problem: words } => Some(json!([problem(path, words)])),
+        ApiError::Problems(problems) => {
+            let problems = problems.iter().map(|found| problem(&found.part, &found.message));
+            Some(problems.collect())
+        }
+        _ => None,
+    }
 }
 
 /// The GitLab shape; for the model test `detail` is a list wherever it may be.

@@ -104,20 +104,8 @@ impl Inbound {
 
     /// The body, whatever it is called.
     pub(super) async fn bytes(&mut self) -> Result<Bytes, ApiError> {
-        let encoding = self.headers.get(header::CONTENT_ENCODING);
-        if encoding.is_some_and(|name| !name.is_empty() && name != "identity") {
-            return Err(ApiError::Encoded);
-        }
         let body = self.body.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if body.size_hint().lower() > MAX_BODY as u64 {
-            return Err(ApiError::TooLarge(MAX_BODY));
-        }
-        let body = Limited::new(std::mem::take(body), MAX_BODY);
-        match tokio::time::timeout(BODY_WITHIN, body.collect()).await {
-            Ok(Ok(collected)) => Ok(collected.to_bytes()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::TooLarge(MAX_BODY)),
-            Ok(Err(_)) | Err(_) => Err(ApiError::BodyLate),
-        }
+        read(&self.headers, std::mem::take(body)).await
     }
 
     /// Whether the body asks for a stream, for an answer that depends on it
@@ -150,6 +138,23 @@ impl Inbound {
     pub(super) async fn send(&self, routed: &RoutedRequest, work: Work) -> Result<Reply, ApiError> {
         let sent = self.api.exchange.send(&self.caller, &self.record, routed, work);
         Ok(sent.await?)
+    }
+}
+
+/// Reads a body, within its bounds of size and time.
+pub(super) async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
+    let encoding = headers.get(header::CONTENT_ENCODING);
+    if encoding.is_some_and(|name| !name.is_empty() && name != "identity") {
+        return Err(ApiError::Encoded);
+    }
+    if body.size_hint().lower() > MAX_BODY as u64 {
+        return Err(ApiError::TooLarge(MAX_BODY));
+    }
+    let body = Limited::new(body, MAX_BODY);
+    match tokio::time::timeout(BODY_WITHIN, body.collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::TooLarge(MAX_BODY)),
+        Ok(Err(_)) | Err(_) => Err(ApiError::BodyLate),
     }
 }
 

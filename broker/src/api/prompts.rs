@@ -4,6 +4,8 @@ use axum::Json;
 use axum::extract::Path;
 use axum::extract::rejection::PathRejection;
 use axum::response::{IntoResponse, Response};
+use duo_contract::envelope::Endpoint;
+use duo_contract::failure::FailureKind;
 use minijinja::Value;
 use minijinja::value::Serde;
 use serde_json::{Map, Value as JsonValue, json};
@@ -16,11 +18,10 @@ use super::inbound::Inbound;
 use super::stream::lines::{ContentLines, UsageByModel};
 use super::stream::raw::RawText;
 use super::stream::{self, chunk};
+use crate::probe::{PROMPT as MODEL_TEST, Probe};
 use crate::prompt::{Purpose, Use};
-use crate::request::{RoutedRequest, Work};
+use crate::request::{ExchangeError, ModelChoice, RoutedRequest, Work};
 
-/// GitLab's test of a model's connection.
-const MODEL_TEST: &str = "model_configuration/check";
 const MAX_VERSION: usize = 255;
 const CURRENT_DATE: &str = "current_date";
 
@@ -76,6 +77,9 @@ async fn try_invoke(
     let purpose = inbound.api.prompts.purpose(id).ok_or_else(unknown)?;
     let refusal = format!("Unauthorized to access '{id}'");
     inbound.require(&[&purpose.scope], &purpose.feature, refusal)?;
+    if id == MODEL_TEST {
+        return test_model(inbound, &purpose, wrapping).await;
+    }
     if let Err(refusal) = inbound.gate(&purpose.feature) {
         *stream = inbound.wants_stream().await;
         return Err(refusal);
@@ -104,6 +108,69 @@ async fn try_invoke(
             Json(json!({"content": whole.text, "usage": usage})).into_response()
         }
     })
+}
+
+/// Asks the very model that is named, whatever its features and their state; a test without a name is one of the
+/// model that completes code.
+async fn test_model(
+    inbound: &mut Inbound,
+    purpose: &Purpose,
+    wrapping: Wrapping,
+) -> Result<Response, ApiError> {
+    let body = inbound.json().await?;
+    let fields = Fields::parse(&body)?;
+    fields.flag("stream")?;
+    fields.text("prompt_version", MAX_VERSION)?;
+    inputs(purpose, &fields)?;
+    let probe = match code::metadata_hint(&fields) {
+        ModelChoice::Hint(name) | ModelChoice::Named(name) => named_probe(inbound, &name)?,
+        ModelChoice::Assigned => {
+            let routed = inbound.route(&purpose.feature, &ModelChoice::Assigned, false)?;
+            let table = inbound.api.exchange.routing().load();
+            Probe::of_model(&table, &inbound.api.prompts, &routed.model, None)?
+        }
+    };
+    let (model, endpoint) = (probe.routed.model.clone(), probe.work.endpoint);
+    let mut reply = inbound
+        .api
+        .exchange
+        .probe(&inbound.caller, &inbound.record, probe)
+        .await?;
+    let (summary, body) = reply.whole().await?;
+    let (text, usage) = match endpoint {
+        // A vector is no text; that there is one is the answer.
+        Endpoint::Embeddings => ("ready".to_owned(), json!({})),
+        Endpoint::ChatCompletions | Endpoint::Completions => {
+            let whole = chunk::whole(&summary, &body)?;
+            (whole.text, json!(UsageByModel::new(&model.family, whole.usage)))
+        }
+    };
+    Ok(match wrapping {
+        Wrapping::Bare => Json(text).into_response(),
+        Wrapping::Object => Json(json!({"content": text, "usage": usage})).into_response(),
+    })
+}
+
+fn named_probe(inbound: &Inbound, name: &str) -> Result<Probe, ApiError> {
+    let exchange = &inbound.api.exchange;
+    let table = exchange.routing().load();
+    let model = table
+        .meant(name)
+        .filter(|model| inbound.caller.may_use_model(&model.name));
+    let Some(model) = model else {
+        let known: Vec<_> = exchange
+            .models(&inbound.caller)
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        let message = format!(
+            "the model identifier names no model of the gateway's configuration; write custom_openai/ and one of: {}",
+            known.join(", ")
+        );
+        let error = ExchangeError::new(FailureKind::InvalidRequest, "unknown_model", message);
+        return Err(error.into());
+    };
+    Ok(Probe::of_model(&table, &inbound.api.prompts, model, None)?)
 }
 
 fn render(

@@ -1,4 +1,4 @@
-//! `duo-broker config`: check, apply, export.
+//! `duo-broker config`: check, diff, apply, export.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -40,6 +40,11 @@ pub(super) enum ConfigCommand {
 
 Brokers and workers follow within a second.")]
     Apply(ApplyArguments),
+    /// Say what applying a file would change, and change nothing.
+    Diff {
+        /// The file, YAML.
+        file: PathBuf,
+    },
     /// Print the configuration as a file that applies to the same state.
     Export,
 }
@@ -60,6 +65,14 @@ pub(super) async fn run(command: ConfigCommand) -> anyhow::Result<ExitCode> {
     match command {
         ConfigCommand::Check { file } => check(&file).await,
         ConfigCommand::Apply(arguments) => apply(arguments).await,
+        ConfigCommand::Diff { file } => {
+            apply(ApplyArguments {
+                file,
+                actor: None,
+                dry_run: true,
+            })
+            .await
+        }
         ConfigCommand::Export => {
             let state = store()?.config_state().await?;
             line(config_file::export(&state).trim_end())?;
@@ -90,7 +103,7 @@ async fn apply(arguments: ApplyArguments) -> anyhow::Result<ExitCode> {
     let applied = if arguments.dry_run {
         config_file::dry_run(&store, &file, &actor, &check_prompt).await
     } else {
-        config_file::apply(&store, &file, &actor, &check_prompt).await
+        config_file::apply(&store, &file, &actor, None, &check_prompt).await
     };
     let applied = applied.map_err(|error| refused(path, error))?;
     print(&applied, arguments.dry_run)?;
@@ -161,13 +174,14 @@ fn counted(rows: usize) -> String {
 fn read(path: &Path) -> anyhow::Result<ConfigFile> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let folder = path.parent().unwrap_or(Path::new("."));
-    config_file::parse(&text, folder, &check_prompt).map_err(|problems| listed(path, &problems))
+    config_file::parse(&text, Some(folder), &check_prompt).map_err(|problems| listed(path, &problems))
 }
 
 fn refused(path: &Path, error: ApplyError) -> anyhow::Error {
     match error {
         ApplyError::Refused(problems) => listed(path, &problems),
         ApplyError::Store(error) => error.into(),
+        other => other.into(),
     }
 }
 

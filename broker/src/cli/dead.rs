@@ -5,20 +5,18 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use duo_broker::letters::{Filter, Letters, MAX_PAGE, Page};
 use duo_contract::dead::{AttemptStory, DeadHead};
 use duo_contract::name::{FeatureName, ModelName};
 use duo_process::config::Env;
 use duo_process::nats::{Nats, NatsConfig};
-use secrecy::{ExposeSecret as _, SecretString};
-use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::output::{self, line, say};
-use super::{ConfigProblem, actor, audit, store};
+use super::remote::Broker;
+use super::{actor, audit, store};
 
 /// A replay may take as long as the longest feature allows its requests.
 const REPLAY_TIMEOUT: Duration = Duration::from_secs(15 * 60);
@@ -273,17 +271,9 @@ fn told(story: &AttemptStory) -> String {
 }
 
 async fn replay(arguments: ReplayArguments) -> anyhow::Result<ExitCode> {
-    let mut env = Env::from_process();
-    let url = arguments.url.or_else(|| env.optional("DUO_URL"));
-    let token = env.secret("DUO_ADMIN_TOKEN");
-    env.finish_part()?;
-    let Some(token) = token else {
-        let text = "DUO_ADMIN_TOKEN is not set: a replay takes an API token with the admin role; \
-                    duo-broker token create --name ops --role admin makes one";
-        return Err(ConfigProblem(text.to_owned()).into());
-    };
-    let url = url.unwrap_or_else(|| "http://127.0.0.1:5052".to_owned());
-    let answer = post(url.trim_end_matches('/'), &token, arguments.id, arguments.keep).await?;
+    let broker = Broker::from_env(arguments.url, REPLAY_TIMEOUT)?;
+    let path = format!("/admin/v1/dead/{}/replay?keep={}", arguments.id, arguments.keep);
+    let answer = broker.post(&path).await?;
     let completed = answer["outcome"] == "completed";
     if arguments.json {
         output::json(&answer)?;
@@ -309,30 +299,6 @@ async fn replay(arguments: ReplayArguments) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
-}
-
-async fn post(url: &str, token: &SecretString, id: Uuid, keep: bool) -> anyhow::Result<Value> {
-    duo_broker::auth::install_crypto();
-    let client = reqwest::Client::builder()
-        .no_proxy()
-        .timeout(REPLAY_TIMEOUT)
-        .build()?;
-    let answer = client
-        .post(format!("{url}/admin/v1/dead/{id}/replay?keep={keep}"))
-        .bearer_auth(token.expose_secret())
-        .send()
-        .await
-        .with_context(|| format!("no broker answers at {url}; --url or DUO_URL names another"))?;
-    let status = answer.status();
-    let answer: Value = answer
-        .json()
-        .await
-        .context("the broker's answer cannot be read")?;
-    if !status.is_success() {
-        let message = answer["message"].as_str().unwrap_or("no reason given");
-        bail!("the broker refuses ({status}): {message}");
-    }
-    Ok(answer)
 }
 
 async fn drop_some(arguments: DropArguments) -> anyhow::Result<()> {

@@ -133,7 +133,7 @@ fn feature(row: &FeatureRow) -> ExportedFeature<'_> {
 }
 
 /// A span in the longest unit that leaves a whole number.
-fn span(milliseconds: u64) -> String {
+pub(crate) fn span(milliseconds: u64) -> String {
     let units = [("h", 3_600_000), ("m", 60_000), ("s", 1000)];
     let unit = units.iter().find(|(_, size)| milliseconds.is_multiple_of(*size));
     match unit {

@@ -5,6 +5,9 @@ use serde_saphyr::{Location, Spanned};
 
 use super::{Place, Problem};
 
+/// The place of what has none.
+const NOWHERE: Place = Place { line: 0, column: 0 };
+
 /// A value and where it stands.
 #[derive(Debug)]
 pub(super) struct Node {
@@ -40,6 +43,43 @@ pub(super) fn parse(text: &str) -> Result<Node, Problem> {
         part: String::new(),
         message: first_line(&error.without_snippet().to_string()),
     })
+}
+
+impl Node {
+    /// The same of JSON, which has no places.
+    pub(super) fn of_json(value: serde_json::Value) -> Self {
+        use serde_json::Value as Json;
+        let value = match value {
+            Json::Null => Value::Null,
+            Json::Bool(flag) => Value::Bool(flag),
+            Json::Number(number) => number
+                .as_u64()
+                .map_or_else(|| Value::Number(number.to_string()), Value::Count),
+            Json::String(text) => Value::Text(text),
+            Json::Array(items) => Value::List(items.into_iter().map(Node::of_json).collect()),
+            Json::Object(entries) => {
+                let entry = |(name, value)| (Key { place: NOWHERE, name }, Node::of_json(value));
+                Value::Map(entries.into_iter().map(entry).collect())
+            }
+        };
+        Node {
+            place: NOWHERE,
+            value,
+        }
+    }
+
+    /// A field that is said elsewhere.
+    pub(super) fn said(name: &str, text: &str) -> (Key, Self) {
+        let key = Key {
+            place: NOWHERE,
+            name: name.to_owned(),
+        };
+        let node = Node {
+            place: NOWHERE,
+            value: Value::Text(text.to_owned()),
+        };
+        (key, node)
+    }
 }
 
 impl Value {

@@ -52,7 +52,7 @@ impl ConfigFile {
 }
 
 /// What a file wants of one feature.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct WantedFeature {
     pub(super) assignment: Option<Assignment>,
     pub(super) acknowledge: Option<String>,
@@ -73,35 +73,28 @@ pub(super) enum Assignment {
 
 pub(super) fn read(
     text: &str,
-    folder: &Path,
+    folder: Option<&Path>,
     check_prompt: PromptCheck<'_>,
 ) -> Result<ConfigFile, Vec<Problem>> {
     let root = node::parse(text).map_err(|problem| vec![problem])?;
-    let mut reader = Reader {
-        folder,
-        check_prompt,
-        file: ConfigFile::default(),
-        problems: Vec::new(),
-    };
+    let mut reader = Reader::new(folder, check_prompt);
     if !matches!(root.value, Value::Null) {
         reader.root(root);
     }
-    if reader.problems.is_empty() {
-        return Ok(reader.file);
-    }
-    reader.problems.sort_by_key(|problem| problem.place);
-    Err(reader.problems)
+    reader.finish().map(|reader| reader.file)
 }
 
-struct Reader<'a> {
-    folder: &'a Path,
+/// Reads what a tree says, and collects what is wrong with it.
+pub(super) struct Reader<'a> {
+    /// Where prompt texts in other files are; without it there may be none.
+    folder: Option<&'a Path>,
     check_prompt: PromptCheck<'a>,
     file: ConfigFile,
-    problems: Vec<Problem>,
+    pub(super) problems: Vec<Problem>,
 }
 
 /// A mapping whose keys are known, taken one by one.
-struct Fields {
+pub(super) struct Fields {
     place: Place,
     path: String,
     entries: Vec<(Key, Node)>,
@@ -110,7 +103,35 @@ struct Fields {
 impl Fields {
     fn take(&mut self, name: &str) -> Option<(String, Node)> {
         let at = self.entries.iter().position(|(key, _)| key.name == name)?;
-        Some((format!("{}.{name}", self.path), self.entries.swap_remove(at).1))
+        Some((joined(&self.path, name), self.entries.swap_remove(at).1))
+    }
+}
+
+/// The path of a part; the document itself has none.
+fn joined(path: &str, name: &str) -> String {
+    match path {
+        "" => name.to_owned(),
+        path => format!("{path}.{name}"),
+    }
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(folder: Option<&'a Path>, check_prompt: PromptCheck<'a>) -> Self {
+        Self {
+            folder,
+            check_prompt,
+            file: ConfigFile::default(),
+            problems: Vec::new(),
+        }
+    }
+
+    /// Itself, unless something was wrong.
+    pub(super) fn finish(mut self) -> Result<Self, Vec<Problem>> {
+        if self.problems.is_empty() {
+            return Ok(self);
+        }
+        self.problems.sort_by_key(|problem| problem.place);
+        Err(self.problems)
     }
 }
 
@@ -155,7 +176,7 @@ impl Reader<'_> {
         }
     }
 
-    fn model(&mut self, path: &str, node: Node) -> Option<Model> {
+    pub(super) fn model(&mut self, path: &str, node: Node) -> Option<Model> {
         let known = ["name", "family", "context_tokens", "max_output_tokens"];
         let mut fields = self.fields(path.to_owned(), node, &known)?;
         let name = self.required(&mut fields, "name", Self::parsed::<ModelName>);
@@ -174,7 +195,7 @@ impl Reader<'_> {
                 "an answer of {} tokens does not fit into a window of {}",
                 model.max_output_tokens, model.context_tokens
             );
-            self.problem(output_place, format!("{path}.max_output_tokens"), message);
+            self.problem(output_place, joined(path, "max_output_tokens"), message);
             return None;
         }
         Some(model)
@@ -200,7 +221,7 @@ impl Reader<'_> {
         }
     }
 
-    fn feature(&mut self, path: &str, node: Node) -> Option<WantedFeature> {
+    pub(super) fn feature(&mut self, path: &str, node: Node) -> Option<WantedFeature> {
         match &node.value {
             Value::Text(word) if word == "inactive" || word == "active" => {
                 let inactive = word == "inactive";
@@ -240,7 +261,7 @@ impl Reader<'_> {
             .map(|(key, node)| (key.name.clone(), node.place))
             .collect();
         for (name, place) in places {
-            self.file.places.insert(format!("{path}.{name}"), place);
+            self.file.places.insert(joined(path, &name), place);
         }
         let model = self.optional(&mut fields, "model", Self::parsed::<ModelName>);
         let active = self.optional(&mut fields, "active", Self::flag);
@@ -248,7 +269,7 @@ impl Reader<'_> {
             assignment: match (model, active) {
                 (Some(_), Some(false)) => {
                     let message = "a feature with a model is active; leave out one of the two".to_owned();
-                    self.problem(fields.place, format!("{path}.active"), message);
+                    self.problem(fields.place, joined(path, "active"), message);
                     None
                 }
                 (Some(model), _) => Some(Assignment::Model(model)),
@@ -265,7 +286,7 @@ impl Reader<'_> {
         Some(wanted)
     }
 
-    fn issuer(&mut self, path: &str, node: Node) -> Option<Issuer> {
+    pub(super) fn issuer(&mut self, path: &str, node: Node) -> Option<Issuer> {
         let mut fields = self.fields(path.to_owned(), node, &["url", "audience", "openai"])?;
         let url = self.required(&mut fields, "url", Self::url);
         let audience = self.required(&mut fields, "audience", Self::line);
@@ -277,7 +298,7 @@ impl Reader<'_> {
         })
     }
 
-    fn support(&mut self, path: &str, node: Node) -> Option<(Support, String)> {
+    pub(super) fn support(&mut self, path: &str, node: Node) -> Option<(Support, String)> {
         let known = ["feature", "family", "level", "reason"];
         let mut fields = self.fields(path.to_owned(), node, &known)?;
         let feature_place = fields.place_of("feature");
@@ -295,8 +316,12 @@ impl Reader<'_> {
         Some((support, reason?))
     }
 
-    fn prompt(&mut self, path: &str, node: Node) -> Option<PromptOverride> {
-        let mut fields = self.fields(path.to_owned(), node, &["id", "family", "text", "file"])?;
+    pub(super) fn prompt(&mut self, path: &str, node: Node) -> Option<PromptOverride> {
+        let known: &[_] = match self.folder {
+            Some(_) => &["id", "family", "text", "file"],
+            None => &["id", "family", "text"],
+        };
+        let mut fields = self.fields(path.to_owned(), node, known)?;
         let place = fields.place;
         let id = self.required(&mut fields, "id", Self::word);
         let family = self.required(&mut fields, "family", Self::word);
@@ -314,12 +339,16 @@ impl Reader<'_> {
             }
             (None, None) => {
                 // A text or file that could not be read has its own problem already.
-                if !self
-                    .problems
-                    .iter()
-                    .any(|problem| problem.part.starts_with(&format!("{path}.")))
-                {
-                    self.problem(place, path.to_owned(), "`text` or `file` is missing".to_owned());
+                let named = |name| {
+                    self.problems
+                        .iter()
+                        .any(|problem| problem.part == joined(path, name))
+                };
+                match self.folder {
+                    Some(_) if named("text") || named("file") => {}
+                    Some(_) => self.problem(place, path.to_owned(), "`text` or `file` is missing".to_owned()),
+                    None if named("text") => {}
+                    None => self.problem(place, joined(path, "text"), "is missing".to_owned()),
                 }
                 return None;
             }
@@ -338,7 +367,7 @@ impl Reader<'_> {
 
     // Values.
 
-    fn parsed<T>(&mut self, path: &str, node: Node) -> Option<T>
+    pub(super) fn parsed<T>(&mut self, path: &str, node: Node) -> Option<T>
     where
         T: std::str::FromStr,
         T::Err: std::fmt::Display,
@@ -350,7 +379,7 @@ impl Reader<'_> {
             .ok()
     }
 
-    fn text(&mut self, path: &str, node: Node) -> Option<String> {
+    pub(super) fn text(&mut self, path: &str, node: Node) -> Option<String> {
         let hint = match &node.value {
             Value::Text(text) if text.contains('\0') => {
                 self.problem(node.place, path.to_owned(), "a text may not hold NUL".to_owned());
@@ -380,15 +409,15 @@ impl Reader<'_> {
         None
     }
 
-    fn line(&mut self, path: &str, node: Node) -> Option<String> {
+    pub(super) fn line(&mut self, path: &str, node: Node) -> Option<String> {
         self.bounded(path, node, LONGEST_LINE)
     }
 
-    fn word(&mut self, path: &str, node: Node) -> Option<String> {
+    pub(super) fn word(&mut self, path: &str, node: Node) -> Option<String> {
         self.bounded(path, node, LONGEST_WORD)
     }
 
-    fn flag(&mut self, path: &str, node: Node) -> Option<bool> {
+    pub(super) fn flag(&mut self, path: &str, node: Node) -> Option<bool> {
         if let Value::Bool(flag) = node.value {
             return Some(flag);
         }
@@ -424,6 +453,16 @@ impl Reader<'_> {
 
     fn deadline(&mut self, path: &str, node: Node) -> Option<Duration> {
         let place = node.place;
+        let span = self.span(path, node)?;
+        if span <= LONGEST_DEADLINE {
+            return Some(span);
+        }
+        self.problem(place, path.to_owned(), "may be a day at most".to_owned());
+        None
+    }
+
+    pub(super) fn span(&mut self, path: &str, node: Node) -> Option<Duration> {
+        let place = node.place;
         if matches!(node.value, Value::Count(_) | Value::Number(_)) {
             self.expected(
                 place,
@@ -437,9 +476,6 @@ impl Reader<'_> {
         match parse_duration(&text) {
             Ok(span) if span.is_zero() => {
                 self.problem(place, path.to_owned(), "must be above zero".to_owned())
-            }
-            Ok(span) if span > LONGEST_DEADLINE => {
-                self.problem(place, path.to_owned(), "may be a day at most".to_owned());
             }
             Ok(span) => return Some(span),
             Err(error) => self.problem(place, path.to_owned(), error),
@@ -494,7 +530,7 @@ impl Reader<'_> {
     fn file_content(&mut self, path: &str, node: Node) -> Option<String> {
         let place = node.place;
         let name = self.line(path, node)?;
-        match std::fs::read_to_string(self.folder.join(&name)) {
+        match std::fs::read_to_string(self.folder.unwrap_or(Path::new(".")).join(&name)) {
             Ok(text) if text.contains('\0') => {
                 self.problem(place, path.to_owned(), format!("the file {name} holds NUL"));
             }
@@ -506,7 +542,7 @@ impl Reader<'_> {
 
     // Structure.
 
-    fn fields(&mut self, path: String, node: Node, known: &[&str]) -> Option<Fields> {
+    pub(super) fn fields(&mut self, path: String, node: Node, known: &[&str]) -> Option<Fields> {
         let place = node.place;
         let Value::Map(entries) = node.value else {
             self.expected(place, &path, "a mapping", &node.value);
@@ -516,8 +552,8 @@ impl Reader<'_> {
             .into_iter()
             .partition(|(key, _)| known.contains(&key.name.as_str()));
         for (key, _) in unknown {
-            let message = format!("unknown key {:?}; known are {}", key.name, known.join(", "));
-            self.problem(key.place, path.clone(), message);
+            let message = format!("unknown key; known are {}", known.join(", "));
+            self.problem(key.place, joined(&path, &key.name), message);
         }
         Some(Fields { place, path, entries })
     }
@@ -560,20 +596,20 @@ impl Reader<'_> {
         }
     }
 
-    fn required<T>(
+    pub(super) fn required<T>(
         &mut self,
         fields: &mut Fields,
         name: &str,
         read: impl Fn(&mut Self, &str, Node) -> Option<T>,
     ) -> Option<T> {
         let Some((path, node)) = fields.take(name) else {
-            self.problem(fields.place, fields.path.clone(), format!("`{name}` is missing"));
+            self.problem(fields.place, joined(&fields.path, name), "is missing".to_owned());
             return None;
         };
         read(self, &path, node)
     }
 
-    fn optional<T>(
+    pub(super) fn optional<T>(
         &mut self,
         fields: &mut Fields,
         name: &str,
@@ -583,7 +619,7 @@ impl Reader<'_> {
         read(self, &path, node)
     }
 
-    fn expected(&mut self, place: Place, path: &str, wanted: &str, found: &Value) {
+    pub(super) fn expected(&mut self, place: Place, path: &str, wanted: &str, found: &Value) {
         let found = match found {
             Value::Text(text) if text.len() < 60 => format!("{text:?}"),
             Value::Count(count) => count.to_string(),
@@ -597,7 +633,7 @@ impl Reader<'_> {
         );
     }
 
-    fn problem(&mut self, place: Place, part: String, message: String) {
+    pub(super) fn problem(&mut self, place: Place, part: String, message: String) {
         self.problems.push(Problem {
             place: Some(place),
             part,

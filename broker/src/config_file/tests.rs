@@ -4,7 +4,7 @@ use super::*;
 
 fn problems(text: &str) -> Vec<String> {
     let accept = |_: &PromptOverride| Ok(());
-    match parse(text, Path::new("."), &accept) {
+    match parse(text, Some(Path::new(".")), &accept) {
         Ok(_) => Vec::new(),
         Err(problems) => problems.iter().map(ToString::to_string).collect(),
     }
@@ -56,8 +56,8 @@ surprise: 1
         "line 2, column 12: models[0].name: a name may not be empty",
         "line 2, column 52: models[0].context_tokens: expected a whole number of tokens above zero, found -1",
         "line 3, column 65: models[1].max_output_tokens: an answer of 20 tokens does not fit into a window of 10",
-        "line 3, column 69: models[1]: unknown key \"extra\"; known are name, family, context_tokens, max_output_tokens",
-        "line 4, column 5: models[2]: `max_output_tokens` is missing",
+        "line 3, column 69: models[1].extra: unknown key; known are name, family, context_tokens, max_output_tokens",
+        "line 4, column 5: models[2].max_output_tokens: is missing",
         "line 6, column 3: features.Duo: a feature id has lower-case letters, digits, '-' and '_' only, not 'D'",
         "line 7, column 21: features.duo_chat.model: expected a text; put it in quotes, found 7",
         "line 7, column 30: features.duo_chat.lane: a live request is never background: use keystroke or interactive",
@@ -66,7 +66,7 @@ surprise: 1
         "line 11, column 43: support_levels[0].level: unknown level \"good\": supported, to_be_evaluated or not_supported",
         "line 11, column 57: support_levels[0].reason: must not be empty",
         "line 13, column 33: prompts[0].file: cannot read no-such-file.md: No such file or directory (os error 2)",
-        "line 14, column 1: unknown key \"surprise\"; known are models, features, issuers, support_levels, prompts",
+        "line 14, column 1: surprise: unknown key; known are models, features, issuers, support_levels, prompts",
         "line 9, column 8: issuers: expected a list; an empty one is written [], found nothing",
     ];
     let found = problems(text);

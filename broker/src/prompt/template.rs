@@ -3,10 +3,14 @@
 use duo_contract::envelope::Endpoint;
 use duo_contract::name::FeatureName;
 use duo_contract::snapshot::Model;
+use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value};
 use serde::{Deserialize, Serialize};
 
 use super::Purpose;
+
+/// Required inputs that are lists; all others are texts.
+const LISTS: [&str; 2] = ["tools", "documents"];
 
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -198,6 +202,19 @@ impl Template {
             }
         }
         Ok(Content::Messages(messages))
+    }
+
+    /// Inputs that a use without anybody behind it has: each that is required, as short as may be.
+    pub(super) fn sample(&self) -> Value {
+        let sample = |name: &String| {
+            let value = match LISTS.contains(&name.as_str()) {
+                true => serde_json::json!([]),
+                false => "example".into(),
+            };
+            (name.clone(), value)
+        };
+        let inputs: serde_json::Map<_, _> = self.front.inputs.iter().map(sample).collect();
+        Value::from(Serde(inputs))
     }
 
     fn inputs(&self) -> impl Iterator<Item = &String> {

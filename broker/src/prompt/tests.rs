@@ -142,3 +142,27 @@ fn an_override_that_would_not_load_is_refused_in_words() {
         assert!(problem.contains(word), "{problem:?} should name {word:?}");
     }
 }
+
+#[test]
+fn every_prompt_can_be_made_of_a_sample_for_every_family_it_knows() {
+    let prompts = Prompts::builtin();
+    for id in prompts.all() {
+        for family in prompts.families(&id) {
+            let model = Model {
+                name: "m".parse().expect("a name"),
+                family: format!("{family}_7b"),
+                context_tokens: 8192,
+                max_output_tokens: 16,
+            };
+            let rendered = prompts.render_sample(&id, &model);
+            assert!(rendered.is_ok(), "{id} for {family}: {rendered:?}");
+            let text = builtin_text(&id, &family).expect("built in").to_owned();
+            let same = PromptOverride {
+                id: id.clone(),
+                family,
+                text,
+            };
+            assert_eq!(check(&same), Ok(()), "{id}");
+        }
+    }
+}

@@ -11,9 +11,11 @@ use http::StatusCode;
 use serde::Deserialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use utoipa::IntoParams;
 use uuid::Uuid;
 
 use super::AdminState;
+use super::openapi::Refusal;
 use crate::api::error::{ApiError, Shape};
 use crate::caller::Caller;
 use crate::letters::{Filter, LetterError, MAX_PAGE, Page};
@@ -23,18 +25,25 @@ use crate::store::StoreError;
 /// Letters on a page when the request names no number.
 const DEFAULT_PAGE: usize = 100;
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Asked {
+    /// Letters on a page, 1 to 1000; 100 without it.
     limit: Option<usize>,
+    /// `next_cursor` of the page before.
     cursor: Option<u64>,
     feature: Option<String>,
     model: Option<String>,
+    /// The letter's reason or its kind.
     reason: Option<String>,
+    /// Not before this moment, such as `2026-01-31T12:00:00Z`.
     since: Option<String>,
 }
 
-/// `GET /admin/v1/dead`.
+/// Dead letters, newest first
+#[utoipa::path(get, path = "/admin/v1/dead", tag = "dead letters", operation_id = "listDead", params(Asked),
+    responses((status = 200, description = "`letters` and `next_cursor`", body = Object), Refusal))]
 pub(super) async fn list(
     State(admin): State<Arc<AdminState>>,
     asked: Result<Query<Asked>, QueryRejection>,
@@ -46,7 +55,10 @@ pub(super) async fn list(
     respond(answer.await)
 }
 
-/// `GET /admin/v1/dead/{id}`.
+/// One dead letter
+#[utoipa::path(get, path = "/admin/v1/dead/{id}", tag = "dead letters", operation_id = "showDead",
+    params(("id" = String, Path, description = "the request's id")),
+    responses((status = 200, description = "the letter", body = Object), Refusal))]
 pub(super) async fn show(
     State(admin): State<Arc<AdminState>>,
     id: Result<Path<String>, PathRejection>,
@@ -55,7 +67,12 @@ pub(super) async fn show(
     respond(answer.await)
 }
 
-/// `DELETE /admin/v1/dead/{id}`: 204. The record of it comes first, so that nothing vanishes without one.
+/// Remove a dead letter
+///
+/// The record of it comes first, so that nothing vanishes without one.
+#[utoipa::path(delete, path = "/admin/v1/dead/{id}", tag = "dead letters", operation_id = "dropDead",
+    params(("id" = String, Path, description = "the request's id")),
+    responses((status = 204, description = "it is gone"), Refusal))]
 pub(super) async fn drop_one(
     State(admin): State<Arc<AdminState>>,
     Extension(caller): Extension<Caller>,

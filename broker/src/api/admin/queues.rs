@@ -14,8 +14,10 @@ use duo_process::nats::Nats;
 use futures_util::StreamExt as _;
 use serde::Serialize;
 use time::OffsetDateTime;
+use utoipa::ToSchema;
 
 use super::AdminState;
+use super::openapi::Refusal;
 use crate::admission::Outlook;
 
 /// Lines that NATS is asked about at once.
@@ -24,15 +26,17 @@ const AT_ONCE: usize = 8;
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Every line, by model and lane.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Queues {
     queues: Vec<Queue>,
 }
 
 /// The line of one lane and model. What is `null` is not known just now.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Queue {
+    #[schema(value_type = String)]
     lane: Lane,
+    #[schema(value_type = String)]
     model: ModelName,
     /// Requests that no worker has.
     depth: Option<u64>,
@@ -64,12 +68,15 @@ struct Seen {
 }
 
 /// Every worker that is there.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Workers {
+    #[schema(value_type = Vec<Object>)]
     workers: Vec<Presence>,
 }
 
-/// `GET /admin/v1/queues`.
+/// What waits, by model and lane
+#[utoipa::path(get, path = "/admin/v1/queues", tag = "queues", operation_id = "listQueues",
+    responses((status = 200, description = "what there is", body = Queues), Refusal))]
 pub(super) async fn queues(State(admin): State<Arc<AdminState>>) -> Json<Queues> {
     let table = admin.exchange.routing().load();
     let mut models: Vec<_> = table.models().map(|model| model.name.clone()).collect();
@@ -86,7 +93,9 @@ pub(super) async fn queues(State(admin): State<Arc<AdminState>>) -> Json<Queues>
     Json(Queues { queues })
 }
 
-/// `GET /admin/v1/workers`.
+/// Workers and what they serve
+#[utoipa::path(get, path = "/admin/v1/workers", tag = "queues", operation_id = "listWorkers",
+    responses((status = 200, description = "what there is", body = Workers), Refusal))]
 pub(super) async fn workers(State(admin): State<Arc<AdminState>>) -> Json<Workers> {
     let mut workers = admin.admission.fleet().present();
     workers.sort_by(|a, b| a.worker.cmp(&b.worker));

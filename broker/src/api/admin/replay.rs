@@ -12,10 +12,12 @@ use duo_contract::frame::Summary;
 use http::HeaderMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::AdminState;
 use super::dead::{actor, parse, problem};
+use super::openapi::Refusal;
 use crate::api::error::{ApiError, Shape};
 use crate::audit::OpenRecord;
 use crate::caller::Caller;
@@ -26,20 +28,23 @@ use crate::request::{ExchangeError, ReplyEvent};
 /// Longest answer that is told, in bytes; a longer one runs to its end all the same.
 const MOST_ANSWER: usize = 8 << 20;
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Asked {
+#[into_params(parameter_in = Query)]
+pub(super) struct ReplayHow {
     /// Keep the letter although its replay went well.
     #[serde(default)]
     keep: bool,
 }
 
 /// How a replay went.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Replayed {
     /// The replay's own request.
+    #[schema(value_type = String, format = "uuid")]
     request_id: Uuid,
     /// The letter.
+    #[schema(value_type = String, format = "uuid")]
     replay_of: Uuid,
     /// `completed` or `failed`.
     outcome: &'static str,
@@ -55,18 +60,22 @@ struct Replayed {
     #[serde(skip_serializing_if = "Option::is_none")]
     output_tokens: Option<u64>,
     /// The model server's answer: its body, or for a stream the list of its chunks.
+    #[schema(value_type = Option<Object>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     answer: Option<Value>,
     /// Is the letter still there?
     letter_kept: bool,
 }
 
-/// `POST /admin/v1/dead/{id}/replay`.
+/// Run a dead letter again and wait for its end
+#[utoipa::path(post, path = "/admin/v1/dead/{id}/replay", tag = "dead letters", operation_id = "replayDead",
+    params(("id" = String, Path, description = "the request's id"), ReplayHow),
+    responses((status = 200, description = "how it went", body = Replayed), Refusal))]
 pub(super) async fn replay(
     State(admin): State<Arc<AdminState>>,
     Extension(caller): Extension<Caller>,
     id: Result<Path<String>, PathRejection>,
-    asked: Result<Query<Asked>, QueryRejection>,
+    asked: Result<Query<ReplayHow>, QueryRejection>,
     headers: HeaderMap,
 ) -> Response {
     let answer = async {

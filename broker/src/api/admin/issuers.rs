@@ -1,0 +1,151 @@
+//! GitLab instances whose tokens are accepted.
+
+use std::sync::Arc;
+
+use axum::extract::{Extension, State};
+use axum::response::Response;
+use duo_contract::snapshot::Issuer;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::AdminState;
+use super::edit::{self, Edit, Payload, Said, Seen, answer, at_revision, put_answer, state};
+use super::openapi::Refusal;
+use crate::api::error::ApiError;
+use crate::caller::Caller;
+use crate::config_file::resource::Target;
+use crate::store::snapshot::ConfigState;
+
+/// Every GitLab instance.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Issuers {
+    /// The configuration's revision, also the `ETag`.
+    revision: u64,
+    issuers: Vec<OneIssuer>,
+}
+
+/// A GitLab instance.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct OneIssuer {
+    /// What the instance calls itself; its tokens carry it.
+    url: String,
+    /// `aud` that tokens must hold.
+    audience: String,
+    /// May its tokens use the OpenAI endpoints too?
+    openai: bool,
+}
+
+/// What a GitLab instance is to be.
+#[derive(ToSchema)]
+#[schema(example = json!({"audience": "gitlab-ai-gateway"}))]
+#[expect(
+    dead_code,
+    reason = "the shape of a body, for the document; the configuration's own reader reads it"
+)]
+pub(super) struct PutIssuer {
+    /// As in the path, or left out.
+    url: Option<String>,
+    /// `aud` that tokens must hold.
+    audience: String,
+    /// May its tokens use the OpenAI endpoints too? Without it, no.
+    openai: Option<bool>,
+}
+
+impl From<&Issuer> for OneIssuer {
+    fn from(issuer: &Issuer) -> Self {
+        Self {
+            url: issuer.url.clone(),
+            audience: issuer.audience.clone(),
+            openai: issuer.openai,
+        }
+    }
+}
+
+fn find(state: &ConfigState, url: &str) -> Result<OneIssuer, ApiError> {
+    let issuer = state.issuers.iter().find(|issuer| issuer.url == url);
+    issuer
+        .map(OneIssuer::from)
+        .ok_or_else(|| ApiError::NotFound(format!("there is no GitLab instance {url:?}").into()))
+}
+
+/// Every GitLab instance
+#[utoipa::path(get, path = "/admin/v1/issuers", tag = "issuers", operation_id = "listIssuers",
+    responses((status = 200, description = "what there is", body = Issuers), Refusal))]
+pub(super) async fn list(State(admin): State<Arc<AdminState>>) -> Response {
+    let found = async {
+        let state = state(&admin).await?;
+        let issuers = Issuers {
+            revision: state.revision,
+            issuers: state.issuers.iter().map(OneIssuer::from).collect(),
+        };
+        Ok(at_revision(state.revision, http::StatusCode::OK, &issuers))
+    };
+    answer(found.await)
+}
+
+/// One GitLab instance
+#[utoipa::path(get, path = "/admin/v1/issuers/{url}", tag = "issuers", operation_id = "showIssuer",
+    params(("url" = String, Path, description = "its URL, percent-encoded: `https%3A%2F%2Fgitlab.example.com`")),
+    responses((status = 200, description = "what there is", body = OneIssuer), Refusal))]
+pub(super) async fn one(State(admin): State<Arc<AdminState>>, url: Said) -> Response {
+    let found = async {
+        let url = edit::text(url)?;
+        let state = state(&admin).await?;
+        let issuer = find(&state, &url)?;
+        Ok(at_revision(state.revision, http::StatusCode::OK, &issuer))
+    };
+    answer(found.await)
+}
+
+/// Trust a GitLab instance, or change how
+#[utoipa::path(put, path = "/admin/v1/issuers/{url}", tag = "issuers", operation_id = "putIssuer",
+    params(("url" = String, Path, description = "its URL, percent-encoded"),
+        ("If-Match" = String, Header, description = "the `ETag` that the edit starts from, or `*`")),
+    request_body = PutIssuer,
+    responses((status = 200, description = "as it is now", body = OneIssuer),
+        (status = 201, description = "it is new", body = OneIssuer), Refusal))]
+pub(super) async fn put(
+    State(admin): State<Arc<AdminState>>,
+    Extension(caller): Extension<Caller>,
+    seen: Seen,
+    url: Said,
+    payload: Payload,
+) -> Response {
+    let put = async {
+        let url = edit::text(url)?;
+        let edit = Edit {
+            admin: &admin,
+            caller: &caller,
+            seen,
+        };
+        let (applied, is_new) = edit.put(Target::Issuer(url.clone()), payload).await?;
+        let issuer = find(&applied.state, &url)?;
+        Ok(put_answer(applied.revision, is_new, &issuer))
+    };
+    answer(put.await)
+}
+
+/// Trust a GitLab instance no longer
+///
+/// Its tokens are refused within a second.
+#[utoipa::path(delete, path = "/admin/v1/issuers/{url}", tag = "issuers", operation_id = "removeIssuer",
+    params(("url" = String, Path, description = "its URL, percent-encoded"),
+        ("If-Match" = String, Header, description = "the `ETag` that the edit starts from, or `*`")),
+    responses((status = 204, description = "it is gone"), Refusal))]
+pub(super) async fn remove(
+    State(admin): State<Arc<AdminState>>,
+    Extension(caller): Extension<Caller>,
+    seen: Seen,
+    url: Said,
+) -> Response {
+    let removed = async {
+        let edit = Edit {
+            admin: &admin,
+            caller: &caller,
+            seen,
+        };
+        let applied = edit.remove(Target::Issuer(edit::text(url)?)).await?;
+        Ok(edit::gone(applied.revision))
+    };
+    answer(removed.await)
+}
