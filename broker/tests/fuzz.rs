@@ -2,8 +2,9 @@
 //! files and templates.
 //!
 //! Bodies go through the whole router: read, routed, rendered, sealed and published. A stand-in answers for NATS that
-//! it keeps audit records and takes no request, so that a good body costs no more than a bad one. Their number is in
-//! `DUO_TEST_FUZZ`; the usual one takes seconds.
+//! it keeps audit records and takes no request, so that a good body costs no more than a bad one. Their number, or the
+//! first and last of them as `500000..1000000`, is in `DUO_TEST_FUZZ`; the usual one takes seconds. A number makes the
+//! same body every time.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -19,6 +20,7 @@ mod mutate;
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -189,9 +191,10 @@ async fn no_body_is_answered_by_500_or_a_panic() {
             "not even the good body gets to the queue: {path} {status} {answer}"
         );
     }
-    let (began, count) = (Instant::now(), bodies());
+    let (began, numbers) = (Instant::now(), bodies());
+    let count = numbers.end - numbers.start;
     let mutator = Arc::new(Mutator::new(seeds));
-    let asked = (0..count).map(|number| {
+    let asked = numbers.map(|number| {
         let (app, mutator) = (app.clone(), Arc::clone(&mutator));
         tokio::spawn(async move {
             let (path, body) = mutator.request(&mut Dice::new(number));
@@ -231,9 +234,18 @@ async fn no_body_is_answered_by_500_or_a_panic() {
     clippy::disallowed_methods,
     reason = "tests have settings of their own, which the programs do not know"
 )]
-fn bodies() -> u64 {
-    let asked = std::env::var("DUO_TEST_FUZZ").ok();
-    asked.map_or(BODIES, |asked| asked.parse().expect("DUO_TEST_FUZZ is a number"))
+fn bodies() -> Range<u64> {
+    let Ok(asked) = std::env::var("DUO_TEST_FUZZ") else {
+        return 0..BODIES;
+    };
+    let number = |text: &str| {
+        text.parse()
+            .expect("DUO_TEST_FUZZ is a number, or two with .. between")
+    };
+    match asked.split_once("..") {
+        Some((first, end)) => number(first)..number(end),
+        None => 0..number(&asked),
+    }
 }
 
 /// Something between the letters of a configuration file.

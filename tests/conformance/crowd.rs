@@ -4,20 +4,21 @@ use std::time::Duration;
 
 use duo_system_tests::harness::Cluster;
 use duo_system_tests::rails::events::{Event, parse};
+use duo_system_tests::sim::Settings;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::bodies::{
-    COMPLETIONS, EXPLAIN, V3, V4, chat, commit, completion, embeddings, generation, old_generation, old_tool,
+    COMPLETIONS, EXPLAIN, V3, V4, chat, commit, completion, generation, old_generation, old_tool,
 };
-use crate::case::{Case, bare, post, story};
+use crate::case::{Ask, Case, bare, post, story};
 use crate::trouble::{TOO_MANY, streamed, streamed_parts};
 
 /// Every case of these; after the last there is no model server any more.
 pub(crate) fn cases() -> Vec<Case> {
-    vec![full(), ahead(), leaving(), away()]
+    vec![ahead(), leaving(), away()]
 }
 
 /// Opens so many slow streams; aborted, they close their connections.
@@ -36,26 +37,72 @@ async fn occupy(cluster: &Cluster, count: u64, person: impl Fn(u64) -> String) -
     asked
 }
 
-/// A person who has used up their share.
-fn full() -> Case {
-    story(
-        "a person beyond their share is told in each endpoint's words, and others are not",
-        |cluster| async move {
-            let running = occupy(&cluster, 8, |_| "alice".to_owned()).await;
-            let nothing = completion(COMPLETIONS).send(&cluster).await.good();
-            assert_eq!(nothing.json()["choices"], json!([]), "{nothing}");
-            let empty = streamed(completion(COMPLETIONS)).send(&cluster).await.good();
-            assert_eq!(empty.text(), "");
-            for ask in [
+/// What a person gets who has used up the share of a feature, by what uses it up.
+pub(crate) fn shares() -> Vec<Case> {
+    let mut cases = vec![
+        beyond(
+            "a generation",
+            streamed_parts(V3),
+            vec![
                 generation(V3),
                 generation(V4),
                 streamed_parts(V4),
                 old_generation(),
-                commit(),
-                streamed(commit()),
-                old_tool(),
-                embeddings(),
-            ] {
+            ],
+        ),
+        beyond("a prompt", streamed(commit()), vec![commit(), streamed(commit())]),
+        beyond(
+            "a tool of old",
+            streamed(old_tool()),
+            vec![old_tool(), streamed(old_tool())],
+        ),
+    ];
+    cases.push(
+        story(
+            "beyond a person's share a chat is one error event",
+            |cluster| async move {
+                let running = fill(&cluster, &chat()).await;
+                let event = chat().send(&cluster).await.good();
+                let events = parse(&event.text());
+                assert!(matches!(events.as_slice(), [Event::Error { .. }]), "{event}");
+                drain(&cluster, running).await;
+            },
+        )
+        .sim(slow),
+    );
+    cases.push(
+        story(
+            "beyond a person's share a completion is nothing at once, and health is as ever",
+            |cluster| async move {
+                let running = fill(&cluster, &streamed(completion(COMPLETIONS))).await;
+                let nothing = completion(COMPLETIONS).send(&cluster).await.good();
+                assert_eq!(nothing.json()["choices"], json!([]), "{nothing}");
+                let empty = streamed(completion(COMPLETIONS)).send(&cluster).await.good();
+                assert_eq!(empty.text(), "");
+                bare(Method::GET, "/monitoring/healthz")
+                    .nobody()
+                    .send(&cluster)
+                    .await
+                    .good();
+                drain(&cluster, running).await;
+            },
+        )
+        .sim(slow),
+    );
+    cases
+}
+
+fn slow(sim: &mut Settings) {
+    (sim.tokens, sim.pace_ms) = (1000, 50);
+}
+
+/// Each of `asks` is refused while eight of `first` are there.
+fn beyond(what: &str, first: Ask, asks: Vec<Ask>) -> Case {
+    story(
+        format!("beyond a person's share {what} is 429 with a time to come again"),
+        |cluster| async move {
+            let running = fill(&cluster, &first).await;
+            for ask in asks {
                 let refused = ask.send(&cluster).await;
                 assert_eq!(
                     refused.status,
@@ -64,36 +111,39 @@ fn full() -> Case {
                     ask.path()
                 );
                 assert_eq!(refused.json(), json!({"detail": TOO_MANY}), "{}", ask.path());
-                assert!(
-                    refused
-                        .header("retry-after")
-                        .parse::<u64>()
-                        .is_ok_and(|seconds| seconds > 0),
-                    "{refused}"
-                );
+                let seconds = refused.header("retry-after").parse::<u64>();
+                assert!(seconds.is_ok_and(|seconds| seconds > 0), "{refused}");
             }
-            let event = chat().send(&cluster).await.good();
-            assert!(
-                matches!(parse(&event.text()).as_slice(), [Event::Error { .. }]),
-                "{event}"
-            );
-            bare(Method::GET, "/monitoring/healthz")
-                .nobody()
-                .send(&cluster)
-                .await
-                .good();
-            bare(Method::GET, "/monitoring/ready")
-                .nobody()
-                .send(&cluster)
-                .await
-                .good();
-            running.iter().for_each(JoinHandle::abort);
-            drop(running);
-            cluster.queued(0).await;
-            completion(COMPLETIONS).send(&cluster).await.good();
+            drain(&cluster, running).await;
         },
     )
-    .sim(|sim| (sim.tokens, sim.pace_ms) = (1000, 50))
+    .sim(slow)
+}
+
+/// Eight requests of the person that cases ask for.
+async fn fill(cluster: &Cluster, ask: &Ask) -> Vec<JoinHandle<()>> {
+    let asked = (0..8).map(|number| {
+        let mut ask = ask.clone();
+        if ask.path() == COMPLETIONS {
+            // Completions of one file would replace each other.
+            ask = ask.with("/current_file/file_name", format!("file{number}.py").into());
+        }
+        let call = ask.call(cluster);
+        tokio::spawn(async move {
+            if let Ok(opened) = call.try_open().await {
+                drop(opened.rest().await);
+            }
+        })
+    });
+    let asked = asked.collect();
+    cluster.queued(8).await;
+    asked
+}
+
+async fn drain(cluster: &Cluster, running: Vec<JoinHandle<()>>) {
+    running.iter().for_each(JoinHandle::abort);
+    drop(running);
+    cluster.queued(0).await;
 }
 
 /// Completions and the model test go ahead of what waits.

@@ -48,6 +48,7 @@ async fn every_line_of_the_contract_holds() {
         chat::cases(),
         prompts::cases(),
         older::cases(),
+        crowd::shares(),
     ];
     for case in usual.into_iter().flatten() {
         tally.take(case, &plain).await;

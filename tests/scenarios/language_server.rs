@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use duo_system_tests::harness::Cluster;
+use duo_system_tests::harness::cluster::completion;
 use duo_system_tests::harness::setup::signing_keys;
+use duo_system_tests::harness::{Cluster, PATIENCE};
 use duo_system_tests::language_server::{LanguageServer, Suggestion};
 use duo_system_tests::rails::Rails;
 use duo_system_tests::sim::Settings;
@@ -98,7 +99,8 @@ async fn an_editors_breaker_opens_by_failures_and_not_by_overload() {
     // No broker for a moment: nothing comes either way, and the next question goes through GitLab.
     cluster.broker.kill().await;
     assert_eq!(editor.suggest(&rails, ABOVE).await, Suggestion::Failed);
-    cluster.restart_broker().await;
+    cluster.broker.again();
+    cluster.ready(PATIENCE).await;
     assert!(
         through_gitlab(&editor.suggest(&rails, ABOVE).await),
         "the breaker is open"
@@ -122,14 +124,21 @@ async fn an_editor_beyond_its_share_is_answered_gently() {
         .sim(sim)
         .slots(4)
         .broker_env("DUO_SIGNING_KEYS_FILE", &signing_keys(folder.path()))
+        .configure(|config| {
+            // Long enough that nothing expires meanwhile.
+            config["features"]["code_completion"] =
+                json!({"model": "codegemma", "first_byte_within": "50s", "end_within": "60s"});
+        })
         .start()
         .await;
     let rails = Rails::new(&cluster, "alice");
     let mut editor = LanguageServer::default();
-    let body = json!({"inputs": {"diff": "+ x"}, "stream": true});
     let busy: Vec<_> = (0..8)
-        .map(|_| {
-            let call = cluster.rails("/v1/prompts/generate_commit_message", "alice", &body);
+        .map(|number| {
+            let mut body = completion(ABOVE, true);
+            // Completions of one file would replace each other.
+            body["current_file"]["file_name"] = format!("file{number}.py").into();
+            let call = cluster.rails("/v2/code/completions", "alice", &body);
             tokio::spawn(async move {
                 if let Ok(opened) = call.try_open().await {
                     drop(opened.rest().await);

@@ -302,13 +302,15 @@ impl std::fmt::Display for Answer {
     }
 }
 
-/// A client that opens connections as it needs them and never gives up before the test does.
+/// A client that opens connections as it needs them, never gives up before the test does, and follows no redirect, as
+/// GitLab's Workhorse follows none.
 ///
 /// # Panics
 /// No client can be made.
 pub fn client() -> reqwest::Client {
     reqwest::Client::builder()
         .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
         .tcp_nodelay(true)
         .timeout(PATIENCE * 6)
         .build()

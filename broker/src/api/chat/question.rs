@@ -29,6 +29,9 @@ const CATEGORIES: [&str; 12] = [
     "agent_user_environment",
 ];
 
+/// The category for which GitLab has no scope, so that no token could hold one.
+const UNSCOPED: &str = "os_information";
+
 /// The page that the user looks at.
 #[derive(Debug)]
 pub(super) struct Page<'a> {
@@ -99,7 +102,8 @@ impl<'a> Question<'a> {
 
     /// Categories of everything attached, for which scopes are asked.
     pub(super) fn categories(&self) -> impl Iterator<Item = &str> {
-        self.categories.iter().map(Cow::as_ref)
+        let categories = self.categories.iter().map(Cow::as_ref);
+        categories.filter(|category| *category != UNSCOPED)
     }
 
     /// Leaves out what `room` bytes cannot hold: old messages first, then
