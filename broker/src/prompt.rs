@@ -18,6 +18,7 @@ use duo_contract::snapshot::{Model, PromptOverride};
 use minijinja::Value;
 use serde::Serialize;
 
+pub mod answer;
 pub mod budget;
 mod builtin;
 mod family;

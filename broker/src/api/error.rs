@@ -47,6 +47,7 @@ use serde_json::{Map, Value, json};
 use super::{chat, code};
 use crate::config_file::Problem;
 use crate::prompt::PromptError;
+use crate::prompt::answer::Unusable;
 use crate::request::ExchangeError;
 
 /// The refusal's reason, for endpoints whose clients expect a fixed text or
@@ -181,6 +182,12 @@ pub(crate) enum Shape {
 #[derive(Debug, Clone)]
 pub(crate) struct Refused(pub(crate) Cow<'static, str>);
 
+impl From<Unusable> for ApiError {
+    fn from(_: Unusable) -> Self {
+        Self::unusable()
+    }
+}
+
 impl ApiError {
     /// An answer of the model server that nobody can read.
     pub(crate) fn unreadable() -> Self {
@@ -188,6 +195,17 @@ impl ApiError {
         Self::Exchange(ExchangeError::new(
             FailureKind::ModelServerFault,
             "unreadable_answer",
+            message,
+        ))
+    }
+
+    /// An answer of the model that is not what its feature needs.
+    pub(crate) fn unusable() -> Self {
+        let message = "the model's answer is not in the form that this feature needs; try again, or ask your \
+                       administrator to give the feature another model";
+        Self::Exchange(ExchangeError::new(
+            FailureKind::ModelServerFault,
+            "unusable_answer",
             message,
         ))
     }

@@ -10,9 +10,10 @@ use super::inbound::Inbound;
 use super::language;
 use super::messages;
 use super::stream::raw::RawText;
-use super::stream::{self, chunk, fence};
+use super::stream::{self, chunk};
 use super::suggestion::{CODE_GENERATION, Generation};
 use crate::exchange::Reply;
+use crate::prompt::answer::{self, End, Formatter};
 use crate::prompt::{Conversation, Message, Prompts, Role};
 use crate::request::{RoutedRequest, Work};
 
@@ -54,9 +55,9 @@ async fn generate(inbound: &mut Inbound) -> Result<Response, ApiError> {
     };
     let reply = inbound.send(&routed, work).await?;
     if stream {
-        return stream::respond(reply, RawText::without_fences()).await;
+        return stream::respond(reply, RawText::formatted(Formatter::code(lang))).await;
     }
-    answer(reply, inbound, &routed, lang, starts_a_line).await
+    respond(reply, inbound, &routed, lang, starts_a_line).await
 }
 
 /// What GitLab has written for the model: a text in the second version, messages in the third. Where it names a prompt
@@ -97,7 +98,7 @@ fn work_of(messages: Vec<Message>, routed: &RoutedRequest, stream: bool) -> Resu
     })
 }
 
-async fn answer(
+async fn respond(
     mut reply: Reply,
     inbound: &Inbound,
     routed: &RoutedRequest,
@@ -106,14 +107,15 @@ async fn answer(
 ) -> Result<Response, ApiError> {
     let (summary, body) = reply.whole().await?;
     let mut whole = chunk::whole(&summary, &body)?;
-    whole.text = clean(&whole.text, starts_a_line);
+    let end = End { cut: whole.at_limit };
+    let text = answer::whole(Formatter::code(lang), std::mem::take(&mut whole.text), end)?;
+    whole.text = clean(&text, starts_a_line);
     let flags = code::enabled_feature_flags(&inbound.headers);
     Ok(code::completed(&whole, routed.model.name.as_str(), lang, flags).into_response())
 }
 
-/// Without fences and the blanks around it, on a line of its own.
+/// Without the blanks around it, on a line of its own.
 fn clean(text: &str, starts_a_line: bool) -> String {
-    let text = fence::strip(text);
     let text = text.trim_matches('\n').trim_end();
     match starts_a_line || text.is_empty() {
         true => text.to_owned(),
@@ -126,11 +128,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn code_goes_on_a_line_of_its_own_without_fences() {
-        let text = "\n```ruby\ndef a\nend\n```\n\n";
+    fn code_goes_on_a_line_of_its_own() {
+        let text = "\ndef a\nend\n\n";
         assert_eq!(clean(text, true), "def a\nend");
         assert_eq!(clean(text, false), "\ndef a\nend");
         assert_eq!(clean("    indented", true), "    indented");
-        assert_eq!(clean("```\n```", false), "");
+        assert_eq!(clean("\n", false), "");
     }
 }

@@ -19,6 +19,7 @@ use super::stream::lines::{ContentLines, UsageByModel};
 use super::stream::raw::RawText;
 use super::stream::{self, chunk};
 use crate::probe::{PROMPT as MODEL_TEST, Probe};
+use crate::prompt::answer::{self, End, Formatter};
 use crate::prompt::{Purpose, Use};
 use crate::request::{ExchangeError, ModelChoice, RoutedRequest, Work};
 
@@ -89,23 +90,26 @@ async fn try_invoke(
     *stream = fields.flag("stream")?;
     // Rails names versions of its own prompts; here each feature has one.
     fields.text("prompt_version", MAX_VERSION)?;
-    let (work, routed) = render(id, inbound, &purpose, &fields, *stream)?;
+    let inputs = inputs(&purpose, &fields)?;
+    let formatter = Formatter::new(id, sources(&inputs));
+    let (work, routed) = render(id, inbound, &purpose, &fields, inputs, *stream)?;
     let mut reply = inbound.send(&routed, work).await?;
     match (*stream, wrapping) {
-        (true, Wrapping::Bare) => return stream::respond(reply, RawText::default()).await,
+        (true, Wrapping::Bare) => return stream::respond(reply, RawText::formatted(formatter)).await,
         (true, Wrapping::Object) => {
-            return stream::respond(reply, ContentLines::new(&routed.model.name)).await;
+            return stream::respond(reply, ContentLines::new(&routed.model.name, formatter)).await;
         }
         (false, _) => {}
     }
     let (summary, body) = reply.whole().await?;
     let whole = chunk::whole(&summary, &body)?;
+    let text = answer::whole(formatter, whole.text, End { cut: whole.at_limit })?;
     Ok(match wrapping {
-        Wrapping::Bare => Json(whole.text).into_response(),
+        Wrapping::Bare => Json(text).into_response(),
         Wrapping::Object => {
             // By family, where the lines of a stream have the model: what GitLab's gateway does.
             let usage = UsageByModel::new(&routed.model.family, whole.usage);
-            Json(json!({"content": whole.text, "usage": usage})).into_response()
+            Json(json!({"content": text, "usage": usage})).into_response()
         }
     })
 }
@@ -178,14 +182,14 @@ fn render(
     inbound: &Inbound,
     purpose: &Purpose,
     fields: &Fields<'_>,
+    inputs: Map<String, JsonValue>,
     stream: bool,
 ) -> Result<(Work, RoutedRequest), ApiError> {
-    let inputs = inputs(purpose, fields)?;
     let routed = inbound.route(&purpose.feature, &code::metadata_hint(fields), stream)?;
     let rendered = inbound.api.prompts.render(Use {
         id,
         model: &routed.model,
-        inputs,
+        inputs: Value::from(Serde(inputs)),
         messages: Vec::new(),
         stream,
     });
@@ -202,14 +206,30 @@ fn render(
 
 /// The inputs as they came; templates know which they need. The date is ours
 /// to add where a prompt takes one.
-fn inputs(purpose: &Purpose, fields: &Fields<'_>) -> Result<Value, ApiError> {
+fn inputs(purpose: &Purpose, fields: &Fields<'_>) -> Result<Map<String, JsonValue>, ApiError> {
     let raw = fields.raw("inputs").ok_or_else(|| fields.required("inputs"))?;
     let mut inputs: Map<String, JsonValue> =
         serde_json::from_str(raw.get()).map_err(|_| fields.invalid("inputs", "has to be an object"))?;
     if purpose.inputs.iter().any(|name| name == CURRENT_DATE) && !inputs.contains_key(CURRENT_DATE) {
         inputs.insert(CURRENT_DATE.to_owned(), date(duo_process::clock::now()).into());
     }
-    Ok(Value::from(Serde(inputs)))
+    Ok(inputs)
+}
+
+/// Ids of the documents that a prompt is given, as its template shows them to the model.
+fn sources(inputs: &Map<String, JsonValue>) -> Vec<String> {
+    let (Some(JsonValue::Array(documents)), Some(content_id)) = (
+        inputs.get("documents"),
+        inputs.get("content_id").and_then(JsonValue::as_str),
+    ) else {
+        return Vec::new();
+    };
+    let id = |document: &JsonValue| match document.get("id")? {
+        JsonValue::String(id) => Some(format!("{content_id}-{id}")),
+        id @ JsonValue::Number(_) => Some(format!("{content_id}-{id}")),
+        _ => None,
+    };
+    documents.iter().filter_map(id).collect()
 }
 
 /// `August 22, 2026`.

@@ -27,10 +27,10 @@ use http::{HeaderMap, HeaderValue, header};
 
 use super::error::ApiError;
 use crate::exchange::Reply;
+use crate::prompt::answer::{End, Unusable};
 use crate::request::{ExchangeError, ReplyEvent};
 
 pub(super) mod chunk;
-pub(super) mod fence;
 pub(super) mod lines;
 pub(super) mod raw;
 pub(super) mod spaced;
@@ -39,10 +39,16 @@ pub(super) mod sse;
 /// Silence after which a format that has pings sends one.
 const PING_EVERY: Duration = Duration::from_secs(15);
 
-/// A chunk of the model server that nobody can read.
+/// An answer that nobody can read, or of which nothing can be made.
 #[derive(Debug, thiserror::Error)]
-#[error("the model server sent a chunk that could not be read")]
-pub(super) struct Unreadable;
+pub(super) enum Unreadable {
+    /// A chunk that is not what a model server sends.
+    #[error("the model server sent a chunk that could not be read")]
+    Chunk,
+    /// Text that is not what its prompt asks for.
+    #[error(transparent)]
+    Answer(#[from] Unusable),
+}
 
 /// How a failed stream ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,8 +64,8 @@ pub(super) trait Encoder: Send + 'static {
     /// One chunk object of the model server.
     fn chunk(&mut self, line: &[u8], out: &mut BytesMut) -> Result<(), Unreadable>;
 
-    /// The good end.
-    fn end(&mut self, summary: &Summary, out: &mut BytesMut);
+    /// The good end, unless nothing can be made of the answer.
+    fn end(&mut self, summary: &Summary, out: &mut BytesMut) -> Result<(), Unreadable>;
 
     /// The bad end.
     fn fail(&mut self, error: &ExchangeError, out: &mut BytesMut) -> Ending;
@@ -71,6 +77,13 @@ pub(super) trait Encoder: Send + 'static {
 
     /// Headers of the response; the content type is one of them.
     fn headers(&self) -> HeaderMap;
+}
+
+/// How an answer ended.
+pub(super) fn end_of(summary: &Summary) -> End {
+    End {
+        cut: summary.finish_reason.as_deref() == Some("length"),
+    }
 }
 
 /// Content type alone.
@@ -181,7 +194,10 @@ fn feed<E: Encoder>(
             Ok(false)
         }
         Ok(ReplyEvent::Done { summary, .. }) => {
-            encoder.end(&summary, out);
+            if let Err(error) = encoder.end(&summary, out) {
+                tracing::warn!(%error, "answer cut off");
+                return Err(encoder.fail(&broken_off(), out));
+            }
             Ok(true)
         }
         Err(error) => Err(encoder.fail(&error, out)),

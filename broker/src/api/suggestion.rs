@@ -19,9 +19,10 @@ use super::inbound::Inbound;
 use super::language;
 use super::stream::raw::RawText;
 use super::stream::sse::{Events, Start, StartMetadata, StartModel};
-use super::stream::{self, chunk, fence};
+use super::stream::{self, chunk};
 use super::version;
 use crate::exchange::Reply;
+use crate::prompt::answer::{self, End, Formatter};
 use crate::prompt::{Use, budget};
 use crate::request::{ModelChoice, RoutedRequest, Work};
 
@@ -124,9 +125,9 @@ async fn complete(
     };
     let lang = language::name(completion.file.language.as_deref(), &completion.file.name);
     match (stream, format) {
-        (false, _) => answer(inbound, reply, &model, lang, false).await,
+        (false, _) => respond(inbound, reply, &model, lang, None).await,
         (true, Format::Raw) => stream::respond(reply, RawText::default()).await,
-        (true, Format::Events) => stream::respond(reply, Events::new(start(inbound, model), false)).await,
+        (true, Format::Events) => stream::respond(reply, Events::new(start(inbound, model), None)).await,
     }
 }
 
@@ -143,10 +144,13 @@ async fn generate(
         engine: GENERATION_ENGINE,
         name: GENERATION_NAME.to_owned(),
     };
+    let formatter = Formatter::code(generation.lang());
     match (stream, format) {
-        (false, _) => answer(inbound, reply, &model, generation.lang(), true).await,
-        (true, Format::Raw) => stream::respond(reply, RawText::without_fences()).await,
-        (true, Format::Events) => stream::respond(reply, Events::new(start(inbound, model), true)).await,
+        (false, _) => respond(inbound, reply, &model, generation.lang(), Some(formatter)).await,
+        (true, Format::Raw) => stream::respond(reply, RawText::formatted(formatter)).await,
+        (true, Format::Events) => {
+            stream::respond(reply, Events::new(start(inbound, model), Some(formatter))).await
+        }
     }
 }
 
@@ -161,19 +165,18 @@ fn start(inbound: &Inbound, model: StartModel) -> Start {
     }
 }
 
-async fn answer(
+async fn respond(
     inbound: &Inbound,
     mut reply: Reply,
     model: &StartModel,
     lang: &str,
-    strip_fences: bool,
+    formatter: Option<Formatter>,
 ) -> Result<Response, ApiError> {
     let (summary, body) = reply.whole().await?;
     let whole = chunk::whole(&summary, &body)?;
-    let text = if strip_fences {
-        fence::strip(&whole.text)
-    } else {
-        whole.text
+    let text = match formatter {
+        Some(formatter) => answer::whole(formatter, whole.text, End { cut: whole.at_limit })?,
+        None => whole.text,
     };
     let model = json!({"engine": model.engine, "name": model.name, "lang": lang});
     let body = json!({

@@ -13,6 +13,7 @@ use super::tools::Tool;
 use crate::api::error::{is_retryable, public_message};
 use crate::api::stream::lines::UsageByModel;
 use crate::api::stream::{Encoder, Ending, Unreadable, chunk, content_type, spaced};
+use crate::prompt::answer::Thinking;
 use crate::request::ExchangeError;
 
 /// GitLab looks for this text and explains it to the user.
@@ -45,6 +46,7 @@ enum Event<'a> {
 /// One turn of a chat.
 #[derive(Debug)]
 pub(super) struct Turn {
+    thinking: Thinking,
     reader: Reader,
     tools: Vec<&'static Tool>,
     model: ModelName,
@@ -54,6 +56,7 @@ impl Turn {
     /// A turn in which the model may call `tools`.
     pub(super) fn new(tools: Vec<&'static Tool>, model: &ModelName) -> Self {
         Self {
+            thinking: Thinking::default(),
             reader: Reader::default(),
             tools,
             model: model.clone(),
@@ -82,14 +85,18 @@ impl Encoder for Turn {
         let Some(text) = chunk::text(chunk)? else {
             return Ok(());
         };
-        let shown = self.reader.push(&text);
+        let shown = self.reader.push(&self.thinking.push(&text));
         if !shown.is_empty() {
             delta(&shown, None, out);
         }
         Ok(())
     }
 
-    fn end(&mut self, summary: &Summary, out: &mut BytesMut) {
+    fn end(&mut self, summary: &Summary, out: &mut BytesMut) -> Result<(), Unreadable> {
+        let shown = self.reader.push(&self.thinking.finish()?);
+        if !shown.is_empty() {
+            delta(&shown, None, out);
+        }
         match std::mem::take(&mut self.reader).finish() {
             Outcome::Answer => delta("", Some("stop"), out),
             Outcome::Action { thought, tool, input } => self.call(&thought, &tool, &input, out),
@@ -97,6 +104,7 @@ impl Encoder for Turn {
         }
         let usage = UsageByModel::of(self.model.as_str(), summary);
         line(&Event::Usage { usage }, out);
+        Ok(())
     }
 
     fn fail(&mut self, failure: &ExchangeError, out: &mut BytesMut) -> Ending {

@@ -34,8 +34,9 @@ impl Encoder for Events {
         Ok(())
     }
 
-    fn end(&mut self, _: &Summary, out: &mut BytesMut) {
+    fn end(&mut self, _: &Summary, out: &mut BytesMut) -> Result<(), Unreadable> {
         event(b"[DONE]", out);
+        Ok(())
     }
 
     fn fail(&mut self, error: &ExchangeError, out: &mut BytesMut) -> Ending {

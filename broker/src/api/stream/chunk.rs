@@ -52,7 +52,7 @@ pub(in crate::api) struct Usage {
 
 /// The first choice's text in a chunk, if it has any.
 pub(in crate::api) fn text(line: &[u8]) -> Result<Option<Cow<'_, str>>, Unreadable> {
-    let answer: Answer<'_> = serde_json::from_slice(line).map_err(|_| Unreadable)?;
+    let answer: Answer<'_> = serde_json::from_slice(line).map_err(|_| Unreadable::Chunk)?;
     Ok(answer.choices.into_iter().next().and_then(Choice::into_text))
 }
 

@@ -9,7 +9,8 @@ use serde::{Serialize, Serializer};
 
 use super::chunk::{self, Usage};
 use super::raw::CONTENT_TYPE;
-use super::{Encoder, Ending, Unreadable, content_type, spaced};
+use super::{Encoder, Ending, Unreadable, content_type, end_of, spaced};
+use crate::prompt::answer::Formatter;
 use crate::request::ExchangeError;
 
 /// Tokens spent, as an object with one member that names the model.
@@ -60,12 +61,26 @@ struct Line<'a> {
 #[derive(Debug)]
 pub(in crate::api) struct ContentLines {
     model: ModelName,
+    formatter: Formatter,
 }
 
 impl ContentLines {
     /// The lines of an answer of `model`.
-    pub(in crate::api) fn new(model: &ModelName) -> Self {
-        Self { model: model.clone() }
+    pub(in crate::api) fn new(model: &ModelName, formatter: Formatter) -> Self {
+        Self {
+            model: model.clone(),
+            formatter,
+        }
+    }
+}
+
+fn content(text: &str, out: &mut BytesMut) {
+    if !text.is_empty() {
+        let line = Line {
+            content: text,
+            usage: None,
+        };
+        write(&line, out);
     }
 }
 
@@ -76,22 +91,20 @@ fn write(line: &Line<'_>, out: &mut BytesMut) {
 
 impl Encoder for ContentLines {
     fn chunk(&mut self, line: &[u8], out: &mut BytesMut) -> Result<(), Unreadable> {
-        if let Some(text) = chunk::text(line)?.filter(|text| !text.is_empty()) {
-            let line = Line {
-                content: &text,
-                usage: None,
-            };
-            write(&line, out);
+        if let Some(text) = chunk::text(line)? {
+            content(&self.formatter.push(&text), out);
         }
         Ok(())
     }
 
-    fn end(&mut self, summary: &Summary, out: &mut BytesMut) {
+    fn end(&mut self, summary: &Summary, out: &mut BytesMut) -> Result<(), Unreadable> {
+        content(&self.formatter.finish(end_of(summary))?, out);
         let line = Line {
             content: "",
             usage: Some(UsageByModel::of(self.model.as_str(), summary)),
         };
         write(&line, out);
+        Ok(())
     }
 
     fn fail(&mut self, _: &ExchangeError, _: &mut BytesMut) -> Ending {

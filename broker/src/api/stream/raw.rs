@@ -4,24 +4,24 @@ use bytes::BytesMut;
 use duo_contract::frame::Summary;
 use http::HeaderMap;
 
-use super::fence::Fences;
-use super::{Encoder, Ending, Unreadable, chunk, content_type};
+use super::{Encoder, Ending, Unreadable, chunk, content_type, end_of};
+use crate::prompt::answer::Formatter;
 use crate::request::ExchangeError;
 
 /// The label of raw text streams.
 pub(in crate::api) const CONTENT_TYPE: &str = "text/event-stream; charset=utf-8";
 
-/// The model's text, byte by byte or without the lines of Markdown fences.
+/// The model's text: byte by byte, or in a form of its own.
 #[derive(Debug, Default)]
 pub(in crate::api) struct RawText {
-    fences: Option<Fences>,
+    formatter: Option<Formatter>,
 }
 
 impl RawText {
-    /// Without the lines of Markdown fences.
-    pub(in crate::api) fn without_fences() -> Self {
+    /// In a form of its own.
+    pub(in crate::api) fn formatted(formatter: Formatter) -> Self {
         Self {
-            fences: Some(Fences::default()),
+            formatter: Some(formatter),
         }
     }
 }
@@ -31,17 +31,18 @@ impl Encoder for RawText {
         let Some(text) = chunk::text(line)? else {
             return Ok(());
         };
-        match &mut self.fences {
-            Some(fences) => out.extend_from_slice(fences.push(&text).as_bytes()),
+        match &mut self.formatter {
+            Some(formatter) => out.extend_from_slice(formatter.push(&text).as_bytes()),
             None => out.extend_from_slice(text.as_bytes()),
         }
         Ok(())
     }
 
-    fn end(&mut self, _: &Summary, out: &mut BytesMut) {
-        if let Some(fences) = &mut self.fences {
-            out.extend_from_slice(fences.finish().as_bytes());
+    fn end(&mut self, summary: &Summary, out: &mut BytesMut) -> Result<(), Unreadable> {
+        if let Some(formatter) = &mut self.formatter {
+            out.extend_from_slice(formatter.finish(end_of(summary))?.as_bytes());
         }
+        Ok(())
     }
 
     fn fail(&mut self, _: &ExchangeError, _: &mut BytesMut) -> Ending {

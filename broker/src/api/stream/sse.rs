@@ -5,8 +5,8 @@ use duo_contract::frame::Summary;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use serde::Serialize;
 
-use super::fence::Fences;
-use super::{Encoder, Ending, Unreadable, chunk, content_type, spaced};
+use super::{Encoder, Ending, Unreadable, chunk, content_type, end_of, spaced};
+use crate::prompt::answer::Formatter;
 use crate::request::ExchangeError;
 
 /// The editors' language server reads events only under this header.
@@ -53,15 +53,15 @@ struct Delta<'a> {
 #[derive(Debug)]
 pub(in crate::api) struct Events {
     start: Option<Start>,
-    fences: Option<Fences>,
+    formatter: Option<Formatter>,
 }
 
 impl Events {
-    /// Events of generated code, without the lines of Markdown fences, or of text as it is.
-    pub(in crate::api) fn new(start: Start, strip_fences: bool) -> Self {
+    /// Events of text as it is, or in a form of its own.
+    pub(in crate::api) fn new(start: Start, formatter: Option<Formatter>) -> Self {
         Self {
             start: Some(start),
-            fences: strip_fences.then(Fences::default),
+            formatter,
         }
     }
 
@@ -78,19 +78,20 @@ impl Encoder for Events {
         let Some(text) = chunk::text(line)? else {
             return Ok(());
         };
-        match &mut self.fences {
-            Some(fences) => content(&fences.push(&text), out),
+        match &mut self.formatter {
+            Some(formatter) => content(&formatter.push(&text), out),
             None => content(&text, out),
         }
         Ok(())
     }
 
-    fn end(&mut self, _: &Summary, out: &mut BytesMut) {
+    fn end(&mut self, summary: &Summary, out: &mut BytesMut) -> Result<(), Unreadable> {
         self.begin(out);
-        if let Some(fences) = &mut self.fences {
-            content(&fences.finish(), out);
+        if let Some(formatter) = &mut self.formatter {
+            content(&formatter.finish(end_of(summary))?, out);
         }
         event("stream_end", &(), out);
+        Ok(())
     }
 
     fn fail(&mut self, _: &ExchangeError, _: &mut BytesMut) -> Ending {

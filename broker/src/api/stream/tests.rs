@@ -8,6 +8,7 @@ use duo_contract::failure::FailureKind;
 use super::raw::RawText;
 use super::sse::{Events, Start, StartMetadata, StartModel};
 use super::*;
+use crate::prompt::answer::Formatter;
 
 /// What a client gets: the bytes, and whether the body ended well.
 pub(in crate::api) async fn collect(
@@ -67,7 +68,7 @@ fn events() -> Events {
         enabled_feature_flags: vec![],
         region: "self-managed",
     };
-    Events::new(Start { metadata }, true)
+    Events::new(Start { metadata }, Some(Formatter::code("python")))
 }
 
 const START: &str = "event: stream_start\r\ndata: {\"metadata\": {\"model\": {\"engine\": \"agent\", \"name\": \
