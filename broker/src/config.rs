@@ -36,6 +36,8 @@ pub struct Config {
     pub seal_keys_file: PathBuf,
     /// File of the keys that sign tokens for IDEs, the same for every broker; without it there are no such tokens.
     pub signing_keys_file: Option<PathBuf>,
+    /// Folder of `tokenizer.json` files, each named `MODEL.json` or `FAMILY.json`; models without one have their tokens estimated.
+    pub tokenizer_dir: Option<PathBuf>,
     /// Private certificate authorities for GitLab.
     pub gitlab_ca_file: Option<PathBuf>,
     /// Reading GitLab's own feature settings, where an operator wants that.
@@ -155,6 +157,7 @@ impl Config {
                 )
                 .into(),
             signing_keys_file: env_ref.optional("DUO_SIGNING_KEYS_FILE").map(PathBuf::from),
+            tokenizer_dir: env_ref.optional("DUO_TOKENIZER_DIR").map(PathBuf::from),
             gitlab_ca_file: env_ref.optional("DUO_GITLAB_CA_FILE").map(PathBuf::from),
             gitlab_sync: gitlab_sync(env_ref),
             log: LogConfig {

@@ -7,6 +7,7 @@
 //! handlers in [`crate::api`] call it. `broker/prompts/README.md` is the
 //! format's description.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -17,15 +18,20 @@ use duo_contract::name::FeatureName;
 use duo_contract::snapshot::{Model, PromptOverride};
 use minijinja::Value;
 use serde::Serialize;
+use serde_json::Map;
 
 pub mod answer;
 pub mod budget;
 mod builtin;
 mod family;
 mod template;
+pub mod tokens;
+mod trim;
 
 use template::{Content, Template};
 pub use template::{Message, Role};
+use tokens::Tokenizers;
+pub use trim::Trim;
 
 /// Why there is no prompt.
 #[derive(Debug, thiserror::Error)]
@@ -105,27 +111,55 @@ pub struct Purpose {
     pub scope: String,
     /// Names of the inputs it can take.
     pub inputs: Vec<String>,
+    /// Which of them may be shortened, first things first.
+    pub trim: Vec<Trim>,
+}
+
+impl Purpose {
+    /// The inputs, shortened where `room` bytes cannot hold them.
+    #[must_use]
+    pub fn fit<'a>(
+        &self,
+        inputs: &'a Map<String, serde_json::Value>,
+        room: usize,
+    ) -> Cow<'a, Map<String, serde_json::Value>> {
+        trim::fit(&self.trim, inputs, room)
+    }
 }
 
 /// All templates of the moment. Cheap to clone; every clone sees a change.
 #[derive(Debug, Clone)]
 pub struct Prompts {
     library: Arc<ArcSwap<Library>>,
+    tokenizers: Tokenizers,
 }
 
 /// Templates by prompt id, then family.
 type Library = HashMap<Box<str>, HashMap<Box<str>, Arc<Template>>>;
 
 impl Prompts {
-    /// The built-in templates.
+    /// The built-in templates; tokens are estimated.
     ///
     /// # Panics
     /// Never: a unit test compiles every built-in template.
     #[must_use]
     pub fn builtin() -> Self {
+        Self::with_tokenizers(Tokenizers::default())
+    }
+
+    /// The built-in templates, with tokenizers for the models that have one.
+    #[must_use]
+    pub fn with_tokenizers(tokenizers: Tokenizers) -> Self {
         Self {
             library: Arc::new(ArcSwap::from_pointee(builtin_library())),
+            tokenizers,
         }
+    }
+
+    /// What tokens are counted with.
+    #[must_use]
+    pub fn tokenizers(&self) -> &Tokenizers {
+        &self.tokenizers
     }
 
     /// Puts `overrides` in place of the built-in templates of their id and
@@ -230,36 +264,73 @@ impl Prompts {
         ))
     }
 
-    /// Renders one call of a model server.
+    /// Renders one call of a model server so that prompt and answer fit into
+    /// its window: `make` is asked for the call with inputs of so many bytes.
+    /// Where the model has no tokenizer it is asked once, with
+    /// [`Prompts::room`]; else first with room for the most generous text, and
+    /// again with less while the count says so.
+    ///
+    /// # Errors
+    /// See [`PromptError`].
+    pub async fn fit<'a>(
+        &self,
+        id: &str,
+        model: &Model,
+        make: impl Fn(usize) -> Use<'a>,
+    ) -> Result<Rendered, PromptError> {
+        let Some(tokenizer) = self.tokenizers.of(model) else {
+            return self.render(make(self.room(id, model)?));
+        };
+        let template = self.template(id, model)?;
+        let most = budget::prompt_tokens(model, template.max_tokens(model));
+        let own = template.own_bytes();
+        let mut room = budget::most_bytes(model).saturating_sub(own);
+        for _ in 0..FIT_ROUNDS {
+            let call = make(room);
+            let stream = call.stream;
+            let content = compose(&template, call)?;
+            let bytes = content.bytes();
+            if bytes <= most {
+                return Ok(rendered(id, model, &template, &content, stream));
+            }
+            let (content, counted) = self.tokenizers.count(Arc::clone(&tokenizer), content).await;
+            let Some(tokens) = counted else {
+                return self.render(make(self.room(id, model)?));
+            };
+            if tokens <= most {
+                return Ok(rendered(id, model, &template, &content, stream));
+            }
+            // A little less than the share that fits: what is left may be denser.
+            let fitting = bytes.min(room.saturating_add(own)).saturating_mul(most) / tokens * 95 / 100;
+            room = fitting.saturating_sub(own).min(room / 10 * 9);
+        }
+        // No text has more tokens than bytes.
+        let call = make(most.saturating_sub(own));
+        let stream = call.stream;
+        let content = compose(&template, call)?;
+        let (content, counted) = self.tokenizers.count(tokenizer, content).await;
+        if counted.is_some_and(|tokens| tokens > most) {
+            return Err(PromptError::TooLong {
+                window: model.context_tokens,
+            });
+        }
+        Ok(rendered(id, model, &template, &content, stream))
+    }
+
+    /// Renders one call of a model server as it is.
     ///
     /// # Errors
     /// See [`PromptError`].
     pub fn render(&self, call: Use<'_>) -> Result<Rendered, PromptError> {
         let template = self.template(call.id, call.model)?;
-        if let Some(name) = template.missing_input(&call.inputs) {
-            return Err(PromptError::MissingInput(name.to_owned()));
-        }
-        let content =
-            template
-                .render(&call.inputs, call.messages)
-                .map_err(|source| PromptError::Template {
-                    id: call.id.to_owned(),
-                    source,
-                })?;
-        if content.bytes() > budget::most_bytes(call.model) {
+        let (id, model, stream) = (call.id, call.model, call.stream);
+        let content = compose(&template, call)?;
+        if content.bytes() > budget::most_bytes(model) {
             return Err(PromptError::TooLong {
-                window: call.model.context_tokens,
+                window: model.context_tokens,
             });
         }
-        let content = match content {
-            Content::Messages(messages) => Content::Messages(family::arrange(&call.model.family, messages)),
-            text @ Content::Text(_) => text,
-        };
-        Ok(Rendered {
-            endpoint: content.endpoint(),
-            body: body(&Settings::of(&template, call.model), &content, call.stream).into(),
-            prompt: (call.id.to_owned(), template.version().to_owned()),
-        })
+        Ok(rendered(id, model, &template, &content, stream))
     }
 
     /// One call of a model server for a conversation that no template of ours has a part in.
@@ -296,6 +367,31 @@ impl Prompts {
             .and_then(|families| family::chain(&model.family).find_map(|name| families.get(name)))
             .cloned()
             .ok_or_else(|| PromptError::Unknown(id.to_owned()))
+    }
+}
+
+/// What the model is to read.
+fn compose(template: &Template, call: Use<'_>) -> Result<Content, PromptError> {
+    if let Some(name) = template.missing_input(&call.inputs) {
+        return Err(PromptError::MissingInput(name.to_owned()));
+    }
+    let content = template
+        .render(&call.inputs, call.messages)
+        .map_err(|source| PromptError::Template {
+            id: call.id.to_owned(),
+            source,
+        })?;
+    Ok(match content {
+        Content::Messages(messages) => Content::Messages(family::arrange(&call.model.family, messages)),
+        text @ Content::Text(_) => text,
+    })
+}
+
+fn rendered(id: &str, model: &Model, template: &Template, content: &Content, stream: bool) -> Rendered {
+    Rendered {
+        endpoint: content.endpoint(),
+        body: body(&Settings::of(template, model), content, stream).into(),
+        prompt: (id.to_owned(), template.version().to_owned()),
     }
 }
 
@@ -356,6 +452,9 @@ fn builtin_library() -> Library {
     });
     BUILTIN.clone()
 }
+
+/// Times that a prompt is made smaller by its count, before it is made so small that it surely fits.
+const FIT_ROUNDS: usize = 4;
 
 /// Most stop strings of a call: OpenAI's limit, which vLLM enforces by refusing the call.
 const MOST_STOPS: usize = 4;

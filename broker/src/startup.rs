@@ -6,6 +6,7 @@ mod front;
 mod intake;
 mod keep;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +38,7 @@ use crate::identity::{self, Identities};
 use crate::letters::Letters;
 use crate::metrics::Metrics;
 use crate::prompt::Prompts;
+use crate::prompt::tokens::Tokenizers;
 use crate::relay;
 use crate::routing::{self, Routing};
 use crate::store::{PoolConfig, Store};
@@ -154,7 +156,7 @@ pub async fn run(
     watch_queue(&background, &nats, config.queue, &dispatch, &routing);
     let authenticator = authenticator(&config, identities, signing, &registry)?;
     background.spawn("signing keys", authenticator.clone().run(background.clone()));
-    let prompts = Prompts::builtin();
+    let prompts = Prompts::with_tokenizers(read_tokenizers(config.tokenizer_dir.clone()).await?);
     let followed = follow::Followed {
         nats: nats.clone(),
         queue: config.queue,
@@ -358,6 +360,18 @@ fn authenticator(
 }
 
 /// The keys that sign tokens for IDEs, where the operator has provided some.
+async fn read_tokenizers(folder: Option<PathBuf>) -> anyhow::Result<Tokenizers> {
+    let Some(folder) = folder else {
+        tracing::info!("no DUO_TOKENIZER_DIR: tokens of prompts are estimated from their bytes");
+        return Ok(Tokenizers::default());
+    };
+    // Big files that take a second each to read.
+    let loaded = tokio::task::spawn_blocking(move || Tokenizers::load(&folder)).await?;
+    let tokenizers = loaded.context("the tokenizers; DUO_TOKENIZER_DIR names their folder")?;
+    tracing::info!(names = ?tokenizers.names(), "tokens are counted by tokenizers");
+    Ok(tokenizers)
+}
+
 fn read_signing_keys(path: Option<&std::path::Path>) -> anyhow::Result<Option<Arc<SigningKeys>>> {
     let Some(path) = path else {
         tracing::info!(

@@ -4,6 +4,7 @@
 mod abandoned;
 mod admin_api;
 mod air_gap;
+mod answers;
 mod auth;
 mod bad_input;
 mod canary;

@@ -55,38 +55,43 @@ async fn answer(inbound: &mut Inbound) -> Result<Response, ApiError> {
     }
     let tools = tools::offered(&inbound.caller);
     let routed = inbound.route(&DUO_CHAT, &code::metadata_hint(&fields), true)?;
-    let work = render(inbound, &routed, question, &tools).map_err(|error| error.prompt_at("messages"))?;
+    let work = render(inbound, &routed, &question, &tools)
+        .await
+        .map_err(|error| error.prompt_at("messages"))?;
     let reply = inbound.send(&routed, work).await?;
     stream::respond(reply, Turn::new(tools, &routed.model.name)).await
 }
 
-fn render(
+async fn render(
     inbound: &Inbound,
     routed: &RoutedRequest,
-    mut question: Question<'_>,
+    question: &Question<'_>,
     tools: &[&'static Tool],
 ) -> Result<Work, ApiError> {
-    let prompts = &inbound.api.prompts;
-    question.fit(prompts.room(PROMPT_ID, &routed.model)?);
     let tools: Vec<Value> = tools
         .iter()
         .map(|tool| context! { name => tool.name, description => tool.description, example => tool.example })
         .collect();
-    let attachments: Vec<Value> = question.attachments.iter().map(Attachment::value).collect();
-    let unavailable = question.unavailable_resources.iter().map(Cow::as_ref);
-    let rendered = prompts.render(Use {
-        id: PROMPT_ID,
-        model: &routed.model,
-        inputs: context! {
-            tools => tools,
-            context => question.page.as_ref().map(Page::value),
-            current_file => question.current_file.as_ref().map(CurrentFile::value),
-            additional_context => attachments,
-            unavailable_resources => unavailable.map(Value::from).collect::<Vec<_>>(),
-        },
-        messages: question.messages,
-        stream: true,
-    })?;
+    let call = |room| {
+        let mut question = question.clone();
+        question.fit(room);
+        let attachments: Vec<Value> = question.attachments.iter().map(Attachment::value).collect();
+        let unavailable = question.unavailable_resources.iter().map(Cow::as_ref);
+        Use {
+            id: PROMPT_ID,
+            model: &routed.model,
+            inputs: context! {
+                tools => tools.clone(),
+                context => question.page.as_ref().map(Page::value),
+                current_file => question.current_file.as_ref().map(CurrentFile::value),
+                additional_context => attachments,
+                unavailable_resources => unavailable.map(Value::from).collect::<Vec<_>>(),
+            },
+            messages: question.messages,
+            stream: true,
+        }
+    };
+    let rendered = inbound.api.prompts.fit(PROMPT_ID, &routed.model, call).await?;
     Ok(Work {
         endpoint: rendered.endpoint,
         body: rendered.body,

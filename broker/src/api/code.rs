@@ -186,22 +186,24 @@ pub(super) async fn ask(
     let routed = inbound.route(&CODE_COMPLETION, &completion.choice, stream)?;
     let file = &completion.file;
     let context_bytes = completion.context.iter().map(item_bytes).sum();
-    let room = inbound.api.prompts.room(PROMPT_ID, &routed.model)?;
-    let fitted = budget::fit(room, &file.above, &file.below, context_bytes);
-    let context = budget::whole_items(fitted.context, &completion.context, |item| item_bytes(item));
-    let rendered = inbound.api.prompts.render(Use {
-        id: PROMPT_ID,
-        model: &routed.model,
-        inputs: context! {
-            prefix => fitted.prefix,
-            suffix => fitted.suffix,
-            file_name => &*file.name,
-            language => language::name(file.language.as_deref(), &file.name),
-            context => context.iter().map(|item| item_value(item)).collect::<Vec<_>>(),
-        },
-        messages: Vec::new(),
-        stream,
-    })?;
+    let call = |room| {
+        let fitted = budget::fit(room, &file.above, &file.below, context_bytes);
+        let context = budget::whole_items(fitted.context, &completion.context, |item| item_bytes(item));
+        Use {
+            id: PROMPT_ID,
+            model: &routed.model,
+            inputs: context! {
+                prefix => fitted.prefix,
+                suffix => fitted.suffix,
+                file_name => &*file.name,
+                language => language::name(file.language.as_deref(), &file.name),
+                context => context.iter().map(|item| item_value(item)).collect::<Vec<_>>(),
+            },
+            messages: Vec::new(),
+            stream,
+        }
+    };
+    let rendered = inbound.api.prompts.fit(PROMPT_ID, &routed.model, call).await?;
     let work = Work {
         endpoint: rendered.endpoint,
         body: rendered.body,

@@ -51,7 +51,10 @@ async fn generate(inbound: &mut Inbound) -> Result<Response, ApiError> {
     let lang = language::name(asked.file.language.as_deref(), &asked.file.name);
     let work = match own {
         Some(messages) => work_of(messages, &routed, stream)?,
-        None => Generation::of(asked.file, asked.choice).render(inbound, &routed, stream)?,
+        None => {
+            let generation = Generation::of(asked.file, asked.choice);
+            generation.render(inbound, &routed, stream).await?
+        }
     };
     let reply = inbound.send(&routed, work).await?;
     if stream {

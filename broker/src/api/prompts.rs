@@ -92,7 +92,7 @@ async fn try_invoke(
     fields.text("prompt_version", MAX_VERSION)?;
     let inputs = inputs(&purpose, &fields)?;
     let formatter = Formatter::new(id, sources(&inputs));
-    let (work, routed) = render(id, inbound, &purpose, &fields, inputs, *stream)?;
+    let (work, routed) = render(id, inbound, &purpose, &fields, &inputs, *stream).await?;
     let mut reply = inbound.send(&routed, work).await?;
     match (*stream, wrapping) {
         (true, Wrapping::Bare) => return stream::respond(reply, RawText::formatted(formatter)).await,
@@ -177,23 +177,25 @@ fn named_probe(inbound: &Inbound, name: &str) -> Result<Probe, ApiError> {
     Ok(Probe::of_model(&table, &inbound.api.prompts, model, None)?)
 }
 
-fn render(
+async fn render(
     id: &str,
     inbound: &Inbound,
     purpose: &Purpose,
     fields: &Fields<'_>,
-    inputs: Map<String, JsonValue>,
+    inputs: &Map<String, JsonValue>,
     stream: bool,
 ) -> Result<(Work, RoutedRequest), ApiError> {
     let routed = inbound.route(&purpose.feature, &code::metadata_hint(fields), stream)?;
-    let rendered = inbound.api.prompts.render(Use {
+    let rendered = inbound.api.prompts.fit(id, &routed.model, |room| Use {
         id,
         model: &routed.model,
-        inputs: Value::from(Serde(inputs)),
+        inputs: Value::from(Serde(&*purpose.fit(inputs, room))),
         messages: Vec::new(),
         stream,
     });
-    let rendered = rendered.map_err(|error| ApiError::from(error).blame_inputs())?;
+    let rendered = rendered
+        .await
+        .map_err(|error| ApiError::from(error).blame_inputs())?;
     let work = Work {
         endpoint: rendered.endpoint,
         body: rendered.body,

@@ -138,7 +138,7 @@ async fn generate(
     format: Format,
 ) -> Result<Response, ApiError> {
     let routed = inbound.route(&CODE_GENERATION, &generation.choice, stream)?;
-    let work = generation.render(inbound, &routed, stream)?;
+    let work = generation.render(inbound, &routed, stream).await?;
     let reply = inbound.send(&routed, work).await?;
     let model = StartModel {
         engine: GENERATION_ENGINE,
@@ -284,17 +284,33 @@ impl<'a> Generation<'a> {
 
     /// Fits it into the model's window: the instruction always stays, then
     /// snippets and files near the cursor, then libraries and examples.
-    pub(super) fn render(
+    pub(super) async fn render(
         &self,
         inbound: &Inbound,
         routed: &RoutedRequest,
         stream: bool,
     ) -> Result<Work, ApiError> {
-        let prompts = &inbound.api.prompts;
+        let call = |room| Use {
+            id: PROMPT_ID,
+            model: &routed.model,
+            inputs: self.inputs(room),
+            messages: Vec::new(),
+            stream,
+        };
+        let rendered = inbound.api.prompts.fit(PROMPT_ID, &routed.model, call).await?;
+        Ok(Work {
+            endpoint: rendered.endpoint,
+            body: rendered.body,
+            stream,
+            prompt: Some(rendered.prompt),
+            supersede_key: None,
+        })
+    }
+
+    /// The prompt's inputs, in `room` bytes.
+    fn inputs(&self, room: usize) -> Value {
         let instruction = self.instruction.as_deref().filter(|text| !text.trim().is_empty());
-        let room = prompts
-            .room(PROMPT_ID, &routed.model)?
-            .saturating_sub(instruction.map_or(0, str::len));
+        let room = room.saturating_sub(instruction.map_or(0, str::len));
         let lists = [&self.related_snippets, &self.related_files, &self.libraries];
         let listed: usize = lists
             .iter()
@@ -320,29 +336,16 @@ impl<'a> Generation<'a> {
             ("", identifier) => identifier.unwrap_or_default(),
             (known, _) => known,
         };
-        let rendered = prompts.render(Use {
-            id: PROMPT_ID,
-            model: &routed.model,
-            inputs: context! {
-                language => language,
-                file_name => &*self.file.name,
-                prefix => fitted.prefix,
-                suffix => fitted.suffix,
-                instruction => instruction,
-                libraries => libraries,
-                related_files => files,
-                related_snippets => snippets,
-                examples => examples,
-            },
-            messages: Vec::new(),
-            stream,
-        })?;
-        Ok(Work {
-            endpoint: rendered.endpoint,
-            body: rendered.body,
-            stream,
-            prompt: Some(rendered.prompt),
-            supersede_key: None,
-        })
+        context! {
+            language => language,
+            file_name => &*self.file.name,
+            prefix => fitted.prefix,
+            suffix => fitted.suffix,
+            instruction => instruction,
+            libraries => libraries,
+            related_files => files,
+            related_snippets => snippets,
+            examples => examples,
+        }
     }
 }

@@ -1,8 +1,9 @@
-//! How much fits into a model's window, without its tokeniser.
+//! How much fits into a model's window, and what stays when not everything does.
 //!
-//! Tokens are estimated from bytes. Two estimates are used, each on its safe
-//! side: what is trimmed is trimmed so that it surely fits, and what cannot be
-//! trimmed is refused only when it surely does not.
+//! Without a model's tokenizer ([`super::tokens`]) tokens are estimated from
+//! bytes. Two estimates are used, each on its safe side: what is trimmed is
+//! trimmed so that it fits with any usual text, and what cannot be trimmed is
+//! refused only when it surely does not.
 
 use duo_contract::snapshot::Model;
 
@@ -20,15 +21,20 @@ const CONTEXT_PERCENT: usize = 50;
 /// Tokens for what a chat template and special tokens add.
 const FRAME_TOKENS: u32 = 64;
 
-/// Bytes of input for which prompt and answer surely fit into `model`'s window.
+/// Tokens that a prompt may have beside an answer of `max_tokens` in `model`'s window.
 #[must_use]
-pub fn room(model: &Model, max_tokens: u32, template_bytes: usize) -> usize {
+pub fn prompt_tokens(model: &Model, max_tokens: u32) -> usize {
     let tokens = model
         .context_tokens
         .saturating_sub(max_tokens)
         .saturating_sub(FRAME_TOKENS);
-    let tokens = usize::try_from(tokens).unwrap_or(usize::MAX);
-    tokens
+    usize::try_from(tokens).unwrap_or(usize::MAX)
+}
+
+/// Bytes of input for which prompt and answer fit into `model`'s window, by the estimate.
+#[must_use]
+pub fn room(model: &Model, max_tokens: u32, template_bytes: usize) -> usize {
+    prompt_tokens(model, max_tokens)
         .saturating_mul(BYTES_PER_TOKEN)
         .saturating_sub(template_bytes)
 }

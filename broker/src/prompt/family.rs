@@ -6,7 +6,12 @@ use super::template::{Message, Role};
 pub(super) const BASE: &str = "base";
 
 /// Families that read another's prompts when they have none of their own.
-const PARENTS: [(&str, &str); 2] = [("mixtral", "mistral"), ("codestral", "mistral")];
+const PARENTS: [(&str, &str); 4] = [
+    ("mixtral", "mistral"),
+    ("codestral", "mistral"),
+    ("codellama", "codegemma"),
+    ("deepseekcoder", "codegemma"),
+];
 
 /// Families whose chat templates know no system message and want user and
 /// assistant in turns.
@@ -43,7 +48,8 @@ pub(super) fn arrange(family: &str, messages: Vec<Message>) -> Vec<Message> {
     turns
 }
 
-fn prompt_family(family: &str) -> &str {
+/// The part of a family's name that picks prompts.
+pub(super) fn prompt_family(family: &str) -> &str {
     family.split('_').next().unwrap_or(family)
 }
 
@@ -54,6 +60,7 @@ mod tests {
     #[test]
     fn a_family_without_prompts_reads_its_parents() {
         assert!(chain("mixtral_8x22b").eq(["mixtral", "mistral", "base"]));
+        assert!(chain("codellama").eq(["codellama", "codegemma", "base"]));
         assert!(chain("codegemma_2b").eq(["codegemma", "base"]));
         assert!(chain("general").eq(["general", "base"]));
     }

@@ -8,6 +8,7 @@ use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value};
 use serde::{Deserialize, Serialize};
 
 use super::Purpose;
+use super::trim::Trim;
 
 /// Required inputs that are lists; all others are texts.
 const LISTS: [&str; 2] = ["tools", "documents"];
@@ -45,7 +46,7 @@ impl Message {
 }
 
 /// A template after rendering.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum Content {
     /// For `/v1/chat/completions`.
     Messages(Vec<Message>),
@@ -62,10 +63,19 @@ impl Content {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        match self {
-            Content::Messages(messages) => messages.iter().map(|message| message.content.len()).sum(),
-            Content::Text(text) => text.len(),
-        }
+        self.texts().map(str::len).sum()
+    }
+
+    /// What the model reads, one text a message.
+    pub(super) fn texts(&self) -> impl Iterator<Item = &str> {
+        let (messages, text): (&[Message], _) = match self {
+            Content::Messages(messages) => (messages, None),
+            Content::Text(text) => (&[], Some(text.as_str())),
+        };
+        messages
+            .iter()
+            .map(|message| message.content.as_str())
+            .chain(text)
     }
 }
 
@@ -82,6 +92,9 @@ struct Front {
     stop: Vec<String>,
     inputs: Vec<String>,
     optional: Vec<String>,
+    /// Templates that were configured before there was this key have none.
+    #[serde(default)]
+    trim: Vec<Trim>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -147,6 +160,7 @@ impl Template {
             feature: self.front.feature.clone(),
             scope: self.front.scope.clone(),
             inputs: self.inputs().cloned().collect(),
+            trim: self.front.trim.clone(),
         }
     }
 
@@ -162,9 +176,10 @@ impl Template {
         &self.front.stop
     }
 
-    /// The output limit for `model`.
+    /// The output limit for `model`: the answer may have half of the window, or the question has no room in a small one.
     pub(super) fn max_tokens(&self, model: &Model) -> u32 {
-        self.front.max_tokens.min(model.max_output_tokens)
+        let half = (model.context_tokens / 2).max(1);
+        self.front.max_tokens.min(model.max_output_tokens).min(half)
     }
 
     /// Bytes of the template itself, for the budget.
@@ -222,6 +237,14 @@ impl Template {
     }
 
     fn check_inputs(&self) -> Result<(), String> {
+        if let Some(rule) = self
+            .front
+            .trim
+            .iter()
+            .find(|rule| !self.inputs().any(|input| *input == rule.input))
+        {
+            return Err(format!("{:?} is to be trimmed, but is no input", rule.input));
+        }
         for (_, template) in self.environment.templates() {
             for name in template.undeclared_variables(false) {
                 if !self.inputs().any(|input| *input == name) {

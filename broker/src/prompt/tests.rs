@@ -4,6 +4,9 @@ use serde_json::json;
 
 use super::*;
 
+mod prefixes;
+mod table;
+
 fn model(family: &str) -> Model {
     Model {
         name: ModelName::parse("m").expect("a name"),

@@ -6,6 +6,9 @@
 use super::sequence::{Place, Sequence};
 use super::vocabulary;
 
+/// Characters in one token of a text that is given.
+const TOKEN: usize = 4;
+
 /// What bounds an answer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -48,6 +51,29 @@ impl Plan {
             plan.look_for_stop(stops);
         }
         plan
+    }
+
+    /// Plans an answer whose text is given; its ids are those of another.
+    pub(crate) fn said(text: &str, sequence: Sequence, limits: Limits, stops: &[String]) -> Self {
+        let found = stops
+            .iter()
+            .filter_map(|stop| Some((text.find(stop.as_str())?, stop)))
+            .min();
+        let text = &text[..found.map_or(text.len(), |(at, _)| at)];
+        let places = text.char_indices().map(|(at, _)| at).skip(TOKEN).step_by(TOKEN);
+        let ends: Vec<usize> = places.chain([text.len()]).take(limits.budget).collect();
+        let whole = ends.last() == Some(&text.len());
+        Self {
+            sequence,
+            start: Place::default(),
+            tokens: ends.len(),
+            held: Some(Held {
+                text: text.to_owned(),
+                ends,
+            }),
+            finish: if whole { "stop" } else { "length" },
+            stop: found.filter(|_| whole).map(|(_, stop)| stop.clone()),
+        }
     }
 
     /// The id of the token at `index` of this answer.
@@ -199,6 +225,28 @@ mod tests {
         escape(&sequence.text(3), &mut generated);
         assert!(first.len() + 9 <= generated.len() && generated.starts_with(&first));
         assert_eq!(said(&plan), sequence.text(5));
+    }
+
+    #[test]
+    fn a_text_that_is_given_is_said_as_far_as_budget_and_stop_strings_let_it() {
+        let plan = |budget, stops: &[String]| {
+            let limits = Limits {
+                budget,
+                natural: None,
+            };
+            Plan::said("One ü two\nStop here", Sequence::of("x"), limits, stops)
+        };
+        assert_eq!(
+            (said(&plan(9, &[])).as_str(), plan(9, &[]).finish),
+            ("One ü two\nStop here", "stop")
+        );
+        assert_eq!(
+            (said(&plan(2, &[])).as_str(), plan(2, &[]).finish),
+            ("One ü tw", "length")
+        );
+        let stops = ["Stop".to_owned()];
+        assert_eq!(said(&plan(9, &stops)), "One ü two\n");
+        assert_eq!(plan(9, &stops).stop.as_deref(), Some("Stop"));
     }
 
     #[test]

@@ -91,9 +91,10 @@ impl Ask {
             starts.push(start);
             for choice in 0..wire.n.unwrap_or(1).max(1) {
                 let sequence = sequence.choice(choice);
-                answers.push(match &tool {
-                    Some(name) => Answer::Tool(Tool::call(name, sequence)),
-                    None => Answer::Text(Plan::new(sequence, place, limits, &stops)),
+                answers.push(match (&tool, &settings.say) {
+                    (_, Some(text)) => Answer::Text(Plan::said(text, sequence, limits, &stops)),
+                    (Some(name), None) => Answer::Tool(Tool::call(name, sequence)),
+                    (None, None) => Answer::Text(Plan::new(sequence, place, limits, &stops)),
                 });
             }
             if let Some(ids) = &mut prompt_ids {

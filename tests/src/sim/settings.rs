@@ -73,6 +73,9 @@ pub struct Settings {
     /// Begin with "Final Answer:" where the request stops at "Observation:", as a chat agent's model would
     #[arg(long)]
     pub react: bool,
+    /// Answer every request with this text, a token for each four characters; it is never continued
+    #[arg(long, value_name = "TEXT")]
+    pub say: Option<String>,
     /// Ask for this key on /v1/* and answer 401 without it
     #[arg(long, value_name = "KEY")]
     pub api_key: Option<String>,

@@ -33,7 +33,7 @@ const CATEGORIES: [&str; 12] = [
 const UNSCOPED: &str = "os_information";
 
 /// The page that the user looks at.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Page<'a> {
     kind: Cow<'a, str>,
     title: Option<Cow<'a, str>>,
@@ -41,7 +41,7 @@ pub(super) struct Page<'a> {
 }
 
 /// The file that is open in the editor.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct CurrentFile<'a> {
     path: Cow<'a, str>,
     text: Cow<'a, str>,
@@ -49,7 +49,7 @@ pub(super) struct CurrentFile<'a> {
 }
 
 /// Something that the user attached.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Attachment<'a> {
     category: Cow<'a, str>,
     id: Option<Cow<'a, str>>,
@@ -57,7 +57,7 @@ pub(super) struct Attachment<'a> {
 }
 
 /// A chat request.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Question<'a> {
     /// The conversation; tool calls of earlier turns are written as the model writes them.
     pub(super) messages: Vec<Message>,
