@@ -204,6 +204,12 @@ impl Exchange {
         self.send(caller, record, &probe.routed, probe.work).await
     }
 
+    /// Do the servers of `model` turn its tool calls into data?
+    #[must_use]
+    pub fn calls_tools(&self, model: &ModelName) -> bool {
+        self.admission.fleet().calls_tools(model)
+    }
+
     /// Models that a caller may name.
     #[must_use]
     pub fn models(&self, caller: &Caller) -> Vec<ModelName> {

@@ -157,6 +157,16 @@ impl Fleet {
         Arc::clone(workers.offered.entry(model.clone()).or_insert(offered))
     }
 
+    /// Do all servers that `model` may get to turn its tool calls into data?
+    #[must_use]
+    pub fn calls_tools(&self, model: &ModelName) -> bool {
+        let workers = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let fresh = workers.present.values().filter(|seen| seen.is_fresh());
+        let served = fresh.flat_map(|seen| &seen.presence.models);
+        let mut served = served.filter(|served| served.model == *model).peekable();
+        served.peek().is_some() && served.all(|served| served.tools)
+    }
+
     /// Everything that is present now.
     #[must_use]
     pub fn present(&self) -> Vec<Presence> {
@@ -315,6 +325,7 @@ mod tests {
                 slots: 4,
                 in_flight: 0,
                 breaker,
+                tools: false,
             }],
         }
     }
@@ -345,6 +356,19 @@ mod tests {
             (4, 1, true, false),
             "what was there may come back"
         );
+    }
+
+    #[test]
+    fn a_model_calls_tools_only_if_it_does_on_every_server() {
+        let fleet = Fleet::default();
+        let model = ModelName::parse("m").expect("a name");
+        assert!(!fleet.calls_tools(&model));
+        let mut able = presence("one", BreakerState::Passing);
+        able.models[0].tools = true;
+        fleet.put(able, 1);
+        assert!(fleet.calls_tools(&model));
+        fleet.put(presence("two", BreakerState::Tripped), 2);
+        assert!(!fleet.calls_tools(&model));
     }
 
     #[test]

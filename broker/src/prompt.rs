@@ -28,8 +28,8 @@ mod template;
 pub mod tokens;
 mod trim;
 
+pub use template::{Call, Message, Role, ToolCall};
 use template::{Content, Template};
-pub use template::{Message, Role};
 use tokens::Tokenizers;
 pub use trim::Trim;
 
@@ -100,6 +100,21 @@ pub struct Rendered {
     pub body: Bytes,
     /// The template's id and version.
     pub prompt: (String, String),
+}
+
+impl Rendered {
+    /// The same call, in which the model may call `tools`, a JSON array.
+    #[must_use]
+    pub fn with_tools(mut self, tools: &str) -> Self {
+        let members = self.body.strip_suffix(b"}").unwrap_or(&self.body);
+        let more = [
+            &br#","tools":"#[..],
+            tools.as_bytes(),
+            &br#","tool_choice":"auto"}"#[..],
+        ];
+        self.body = [members, &more.concat()].concat().into();
+        self
+    }
 }
 
 /// What a prompt id stands for, whichever family answers.

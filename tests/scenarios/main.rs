@@ -9,6 +9,7 @@ mod auth;
 mod bad_input;
 mod canary;
 mod cancel;
+mod chat_turns;
 mod config;
 mod dead_letters;
 mod death;

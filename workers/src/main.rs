@@ -76,6 +76,8 @@ The worker file:
       models:
         - model: mistral        # the name configured in the broker
           served_as: Mistral-7B # the name sent to the server [default: model]
+          tools: false          # true where the server turns the model's tool calls into
+                                # data (vLLM: --enable-auto-tool-choice and a parser)
 ";
 
 fn main() -> ExitCode {

@@ -251,6 +251,7 @@ mod tests {
             models: vec![crate::config::ServedConfig {
                 model: duo_contract::name::ModelName::parse("m").expect("a name"),
                 served_as: "m".to_owned(),
+                tools: false,
             }],
         };
         let _server = metrics.server(&config);

@@ -72,6 +72,7 @@ pub struct ModelServer {
 struct Served {
     model: ModelName,
     served_as: Box<str>,
+    tools: bool,
     /// `{"model":"…"`, which goes before the body's own members.
     opening: Box<[u8]>,
     /// The same, asking for token ids.
@@ -253,6 +254,14 @@ impl ModelServer {
         self.models.iter().map(|served| &served.model)
     }
 
+    /// Does it turn the tool calls of `model` into data?
+    #[must_use]
+    pub fn calls_tools(&self, model: &ModelName) -> bool {
+        self.models
+            .iter()
+            .any(|served| served.model == *model && served.tools)
+    }
+
     /// The models with the names that the server knows them by.
     pub fn served(&self) -> impl Iterator<Item = (&ModelName, &str)> {
         self.models
@@ -401,6 +410,7 @@ impl Served {
         Ok(Self {
             model: config.model.clone(),
             served_as: config.served_as.clone().into(),
+            tools: config.tools,
             opening: opening.into(),
             opening_with_ids: asking.into(),
         })

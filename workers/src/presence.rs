@@ -54,6 +54,7 @@ async fn put(worker: &Worker, draining: bool) {
             slots: u32::try_from(server.slots.total()).unwrap_or(u32::MAX),
             in_flight: u32::try_from(server.slots.in_use()).unwrap_or(u32::MAX),
             breaker: server.breaker.now(),
+            tools: server.calls_tools(model),
         })
     });
     let presence = Presence {

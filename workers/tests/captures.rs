@@ -175,6 +175,7 @@ async fn replay(folder: &str, kind: ServerKind, name: &str, piece: usize) -> See
         models: vec![ServedConfig {
             model: ModelName::parse("mistral").expect("a name"),
             served_as: "tiny-random".to_owned(),
+            tools: false,
         }],
     };
     let calls = CallConfig {

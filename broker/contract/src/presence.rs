@@ -34,6 +34,9 @@ pub struct ServedModel {
     pub in_flight: u32,
     /// `passing`, `tripped` or `probing`.
     pub breaker: BreakerState,
+    /// Does the server turn the model's tool calls into data?
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tools: bool,
 }
 
 /// State of the breaker before a model server.

@@ -44,6 +44,7 @@ fn admission(slots: u32) -> Admission {
             slots,
             in_flight: 0,
             breaker: BreakerState::Passing,
+            tools: false,
         };
         let presence = Presence {
             worker: "w".into(),

@@ -12,6 +12,7 @@ const TEMPLATES: &[(&str, &str)] = templates![
     "chat/agent/base",
     "chat/agent/codegemma",
     "chat/agent/mistral",
+    "chat/agent_with_tools/base",
     "chat/build_reader/base",
     "chat/commit_reader/base",
     "chat/documentation_search/base",

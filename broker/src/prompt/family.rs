@@ -38,7 +38,7 @@ pub(super) fn arrange(family: &str, messages: Vec<Message>) -> Vec<Message> {
             message.role = Role::User;
         }
         match turns.last_mut() {
-            Some(last) if last.role == message.role => {
+            Some(last) if last.role == message.role && last.call.is_none() && message.call.is_none() => {
                 last.content.push_str("\n\n");
                 last.content.push_str(&message.content);
             }

@@ -23,6 +23,8 @@ pub enum Role {
     User,
     /// The model.
     Assistant,
+    /// What a tool answered that the model called.
+    Tool,
 }
 
 /// One message of a conversation.
@@ -32,6 +34,62 @@ pub struct Message {
     pub role: Role,
     /// What is said.
     pub content: String,
+    /// What it has to do with a tool call that is data.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub call: Option<Call>,
+}
+
+/// A message's part in a tool call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Call {
+    /// The model makes it.
+    Made {
+        /// The call.
+        tool_calls: [ToolCall; 1],
+    },
+    /// It has been answered.
+    Answered {
+        /// The call's id.
+        tool_call_id: String,
+    },
+}
+
+/// A tool call as model servers write it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ToolCall {
+    id: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    function: Function,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Function {
+    name: String,
+    /// JSON, as text.
+    arguments: String,
+}
+
+impl ToolCall {
+    /// The call with this number in its conversation. The id has the form that the strictest servers ask for.
+    #[must_use]
+    pub fn new(number: usize, name: impl Into<String>, arguments: impl Into<String>) -> Self {
+        Self {
+            id: Self::id(number),
+            kind: "function",
+            function: Function {
+                name: name.into(),
+                arguments: arguments.into(),
+            },
+        }
+    }
+
+    /// The id of the call with this number.
+    #[must_use]
+    pub fn id(number: usize) -> String {
+        format!("call{number:05}")
+    }
 }
 
 impl Message {
@@ -41,6 +99,7 @@ impl Message {
         Self {
             role,
             content: content.into(),
+            call: None,
         }
     }
 }

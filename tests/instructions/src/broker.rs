@@ -159,6 +159,7 @@ impl Broker {
             slots: 64,
             in_flight: 0,
             breaker: BreakerState::Passing,
+            tools: false,
         };
         let presence = Presence {
             worker: WORKER.into(),

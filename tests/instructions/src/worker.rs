@@ -73,6 +73,7 @@ impl Worker {
             models: vec![ServedConfig {
                 model: ModelName::parse("mistral").expect("a name"),
                 served_as: "mistral".into(),
+                tools: false,
             }],
         };
         let config = Config {

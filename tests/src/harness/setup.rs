@@ -36,6 +36,7 @@ pub struct Builder {
     model_url: Option<String>,
     model_kind: &'static str,
     served_as: String,
+    calls_tools: bool,
 }
 
 impl Default for Builder {
@@ -56,6 +57,7 @@ impl Default for Builder {
             model_url: None,
             model_kind: "vllm",
             served_as: "sim".to_owned(),
+            calls_tools: false,
         }
     }
 }
@@ -86,6 +88,12 @@ impl Builder {
     /// With a simulated model server like this.
     pub fn sim(mut self, settings: Settings) -> Self {
         self.sim = settings;
+        self
+    }
+
+    /// With workers that say that their model server turns tool calls into data, as the simulated one does.
+    pub fn calls_tools(mut self) -> Self {
+        self.calls_tools = true;
         self
     }
 
@@ -315,7 +323,8 @@ impl Builder {
     }
 
     fn write_worker_file(&self, path: &Path, url: &str) {
-        let served = |model: &str| json!({"model": model, "served_as": self.served_as});
+        let served =
+            |model: &str| json!({"model": model, "served_as": self.served_as, "tools": self.calls_tools});
         let mut server = json!({
             "name": "local",
             "url": url,

@@ -37,6 +37,8 @@ pub struct ServedConfig {
     pub model: ModelName,
     /// The name sent to the server.
     pub served_as: String,
+    /// Does the server turn the model's tool calls into data? vLLM does with `--enable-auto-tool-choice` and a parser.
+    pub tools: bool,
 }
 
 /// Which program a model server is; it decides how an answer is continued and where its health is.
@@ -98,6 +100,8 @@ struct Served {
     model: String,
     #[serde(default)]
     served_as: Option<String>,
+    #[serde(default)]
+    tools: bool,
 }
 
 /// Reads the file's text; `variable` looks up an environment variable.
@@ -178,7 +182,12 @@ impl Server {
                 .map_err(|error| problem(format!("model {:?}: {error}", served.model)))
                 .ok()?;
             let served_as = served.served_as.unwrap_or(served.model);
-            Some(ServedConfig { model, served_as })
+            let tools = served.tools;
+            Some(ServedConfig {
+                model,
+                served_as,
+                tools,
+            })
         });
         let models: Vec<_> = models.collect();
         let distinct: BTreeSet<_> = models.iter().map(|served| &served.model).collect();
@@ -211,6 +220,7 @@ servers:
     models:
       - model: mistral
         served_as: Mistral-7B
+        tools: true
       - model: codegemma
 ";
 
@@ -222,6 +232,7 @@ servers:
         assert_eq!((server.slots, server.kind), (Slots::Fixed(8), ServerKind::Vllm));
         assert_eq!(server.models[0].served_as, "Mistral-7B");
         assert_eq!(server.models[1].served_as, "codegemma");
+        assert_eq!((server.models[0].tools, server.models[1].tools), (true, false));
         assert_eq!(server.api_key.as_ref().expect("a key").expose_secret(), "secret");
         assert!(!format!("{server:?}").contains("secret"));
     }

@@ -8,8 +8,9 @@ use http::HeaderMap;
 use serde::Serialize;
 
 use super::CONTENT_TYPE;
-use super::react::{Outcome, Reader};
+use super::react::Outcome;
 use super::tools::Tool;
+use super::{calls, react};
 use crate::api::error::{is_retryable, public_message};
 use crate::api::stream::lines::UsageByModel;
 use crate::api::stream::{Encoder, Ending, Unreadable, chunk, content_type, spaced};
@@ -52,12 +53,41 @@ pub(super) struct Turn {
     model: ModelName,
 }
 
+/// How the model calls tools.
+#[derive(Debug)]
+enum Reader {
+    /// In its text.
+    Text(react::Reader),
+    /// By data of the model server.
+    Calls(calls::Reader),
+}
+
+impl Reader {
+    fn push(&mut self, text: &str) -> String {
+        match self {
+            Self::Text(reader) => reader.push(text),
+            Self::Calls(reader) => reader.push(text),
+        }
+    }
+
+    fn finish(self) -> (String, Outcome) {
+        match self {
+            Self::Text(reader) => (String::new(), reader.finish()),
+            Self::Calls(reader) => reader.finish(),
+        }
+    }
+}
+
 impl Turn {
-    /// A turn in which the model may call `tools`.
-    pub(super) fn new(tools: Vec<&'static Tool>, model: &ModelName) -> Self {
+    /// A turn in which the model may call `tools`, in its text or, if `as_data`, by data of the model server.
+    pub(super) fn new(tools: Vec<&'static Tool>, model: &ModelName, as_data: bool) -> Self {
+        let reader = match as_data {
+            true => Reader::Calls(calls::Reader::default()),
+            false => Reader::Text(react::Reader::default()),
+        };
         Self {
             thinking: Thinking::default(),
-            reader: Reader::default(),
+            reader,
             tools,
             model: model.clone(),
         }
@@ -82,6 +112,9 @@ impl Turn {
 
 impl Encoder for Turn {
     fn chunk(&mut self, chunk: &[u8], out: &mut BytesMut) -> Result<(), Unreadable> {
+        if let Reader::Calls(reader) = &mut self.reader {
+            reader.push_calls(chunk)?;
+        }
         let Some(text) = chunk::text(chunk)? else {
             return Ok(());
         };
@@ -93,11 +126,14 @@ impl Encoder for Turn {
     }
 
     fn end(&mut self, summary: &Summary, out: &mut BytesMut) -> Result<(), Unreadable> {
-        let shown = self.reader.push(&self.thinking.finish()?);
+        let mut shown = self.reader.push(&self.thinking.finish()?);
+        let reader = std::mem::replace(&mut self.reader, Reader::Text(react::Reader::default()));
+        let (held, outcome) = reader.finish();
+        shown.push_str(&held);
         if !shown.is_empty() {
             delta(&shown, None, out);
         }
-        match std::mem::take(&mut self.reader).finish() {
+        match outcome {
             Outcome::Answer => delta("", Some("stop"), out),
             Outcome::Action { thought, tool, input } => self.call(&thought, &tool, &input, out),
             Outcome::Unknown(text) => line(&Event::Unknown { text: &text }, out),
@@ -137,7 +173,7 @@ mod tests {
     use crate::api::stream::tests::{chunks, collect, delta as text, done, failed};
 
     fn turn() -> Turn {
-        Turn::new(Vec::new(), &ModelName::parse("mistral").expect("a name"))
+        Turn::new(Vec::new(), &ModelName::parse("mistral").expect("a name"), false)
     }
 
     const USAGE: &str = "{\"type\": \"usage\", \"data\": {\"usage\": {\"mistral\": {\"input_tokens\": 3, \"output_tokens\": 2}}}}\n";

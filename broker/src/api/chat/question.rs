@@ -3,16 +3,20 @@
 use std::borrow::Cow;
 
 use minijinja::{Value, context};
+use serde_json::json;
 
+use super::calls;
 use crate::api::error::ApiError;
 use crate::api::fields::Fields;
-use crate::prompt::{Message, Role, budget};
+use crate::prompt::{Call, Message, Role, ToolCall, budget};
 
 const MAX_MESSAGES: usize = 1000;
 const MAX_TEXT: usize = 400_000;
 const MAX_NAME: usize = 1024;
 const MAX_ATTACHMENTS: usize = 1000;
 const MAX_STEPS: usize = 100;
+/// Bytes of a step beside what it says, in either form.
+const STEP_BYTES: usize = 60;
 const PAGE_TYPES: [&str; 6] = ["issue", "epic", "merge_request", "commit", "work_item", "build"];
 const CATEGORIES: [&str; 12] = [
     "file",
@@ -56,11 +60,39 @@ pub(super) struct Attachment<'a> {
     content: Option<Cow<'a, str>>,
 }
 
+/// A part of the conversation.
+#[derive(Debug, Clone)]
+enum Turn {
+    /// Somebody said something.
+    Said(Message),
+    /// GitLab ran a tool for the model.
+    Step {
+        thought: String,
+        tool: String,
+        input: String,
+        observation: String,
+    },
+}
+
+impl Turn {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Said(message) => message.content.len(),
+            Self::Step {
+                thought,
+                tool,
+                input,
+                observation,
+            } => STEP_BYTES + thought.len() + tool.len() + input.len() + observation.len(),
+        }
+    }
+}
+
 /// A chat request.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Question<'a> {
-    /// The conversation; tool calls of earlier turns are written as the model writes them.
-    pub(super) messages: Vec<Message>,
+    /// The conversation.
+    turns: Vec<Turn>,
     /// From the newest user message that has one.
     pub(super) page: Option<Page<'a>>,
     /// From the newest user message that has one.
@@ -71,7 +103,7 @@ pub(super) struct Question<'a> {
     pub(super) unavailable_resources: Vec<Cow<'a, str>>,
     /// Categories of all attachments, of older messages too.
     categories: Vec<Cow<'a, str>>,
-    /// Where the newest user message's turn begins among the messages.
+    /// Where the newest user message stands among the turns.
     newest: usize,
 }
 
@@ -100,6 +132,58 @@ impl<'a> Question<'a> {
         Ok(question)
     }
 
+    /// The conversation, with tool calls as text that the model reads and writes.
+    pub(super) fn as_text(&self) -> Vec<Message> {
+        let mut messages = Vec::with_capacity(self.turns.len());
+        for turn in &self.turns {
+            match turn {
+                Turn::Said(message) => messages.push(message.clone()),
+                Turn::Step {
+                    thought,
+                    tool,
+                    input,
+                    observation,
+                } => {
+                    let call = format!("Thought: {thought}\nAction: {tool}\nAction Input: {input}");
+                    messages.push(Message::new(Role::Assistant, call));
+                    messages.push(Message::new(Role::User, format!("Observation: {observation}")));
+                }
+            }
+        }
+        messages
+    }
+
+    /// The conversation, with tool calls as data.
+    pub(super) fn as_calls(&self) -> Vec<Message> {
+        let mut messages = Vec::with_capacity(self.turns.len());
+        for (number, turn) in self.turns.iter().enumerate() {
+            match turn {
+                Turn::Said(message) => messages.push(message.clone()),
+                Turn::Step {
+                    thought,
+                    tool,
+                    input,
+                    observation,
+                } => {
+                    let arguments = json!({(calls::ARGUMENT): input}).to_string();
+                    messages.push(Message {
+                        call: Some(Call::Made {
+                            tool_calls: [ToolCall::new(number, tool, arguments)],
+                        }),
+                        ..Message::new(Role::Assistant, thought)
+                    });
+                    messages.push(Message {
+                        call: Some(Call::Answered {
+                            tool_call_id: ToolCall::id(number),
+                        }),
+                        ..Message::new(Role::Tool, observation)
+                    });
+                }
+            }
+        }
+        messages
+    }
+
     /// Categories of everything attached, for which scopes are asked.
     pub(super) fn categories(&self) -> impl Iterator<Item = &str> {
         let categories = self.categories.iter().map(Cow::as_ref);
@@ -110,10 +194,7 @@ impl<'a> Question<'a> {
     /// attachments, then the end of the open file. The newest question and the
     /// tool calls after it stay.
     pub(super) fn fit(&mut self, room: usize) {
-        let newest: usize = self.messages[self.newest..]
-            .iter()
-            .map(|message| message.content.len())
-            .sum();
+        let newest: usize = self.turns[self.newest..].iter().map(Turn::bytes).sum();
         let page = self.page.as_ref().and_then(|page| page.content.as_ref());
         let mut left = room
             .saturating_sub(newest)
@@ -130,12 +211,12 @@ impl<'a> Question<'a> {
         left -= self.attachments.iter().map(Attachment::bytes).sum::<usize>();
         let mut from = self.newest;
         while let Some(before) = from.checked_sub(1) {
-            let Some(rest) = left.checked_sub(self.messages[before].content.len()) else {
+            let Some(rest) = left.checked_sub(self.turns[before].bytes()) else {
                 break;
             };
             (left, from) = (rest, before);
         }
-        self.messages.drain(..from);
+        self.turns.drain(..from);
         self.newest -= from;
     }
 
@@ -153,9 +234,9 @@ impl<'a> Question<'a> {
         }
         if let Some(content) = message.text("content", MAX_TEXT)?.filter(|text| !text.is_empty()) {
             if role == Role::User {
-                self.newest = self.messages.len();
+                self.newest = self.turns.len();
             }
-            self.messages.push(Message::new(role, content));
+            self.turns.push(Turn::Said(Message::new(role, content)));
         }
         for step in message.objects("agent_scratchpad", MAX_STEPS)? {
             self.push_step(&step.required_object("action")?, &step)?;
@@ -190,16 +271,18 @@ impl<'a> Question<'a> {
         Ok(())
     }
 
-    /// One tool call of this question, as the model wrote it, and its result.
+    /// One tool call of this question and its result.
     fn push_step(&mut self, action: &Fields<'a>, step: &Fields<'a>) -> Result<(), ApiError> {
-        let thought = action.text("thought", MAX_TEXT)?.unwrap_or_default();
-        let tool = action.required_text("tool", MAX_NAME)?;
-        let input = action.text("tool_input", MAX_TEXT)?.unwrap_or_default();
-        let observation = step.text("observation", MAX_TEXT)?.unwrap_or_default();
-        let call = format!("Thought: {thought}\nAction: {tool}\nAction Input: {input}");
-        self.messages.push(Message::new(Role::Assistant, call));
-        let result = format!("Observation: {observation}");
-        self.messages.push(Message::new(Role::User, result));
+        let text = |fields: &Fields<'a>, name| {
+            let text = fields.text(name, MAX_TEXT)?;
+            Ok::<_, ApiError>(text.map(Cow::into_owned).unwrap_or_default())
+        };
+        self.turns.push(Turn::Step {
+            thought: text(action, "thought")?,
+            tool: action.required_text("tool", MAX_NAME)?.into_owned(),
+            input: text(action, "tool_input")?,
+            observation: text(step, "observation")?,
+        });
         Ok(())
     }
 }
@@ -281,7 +364,7 @@ mod tests {
             let mut question = question(body).expect("parses");
             question.fit(0);
             assert_eq!(
-                question.messages,
+                question.as_text(),
                 [
                     Message::new(Role::User, "q"),
                     Message::new(
@@ -292,6 +375,23 @@ mod tests {
                 ]
             );
         }
+    }
+
+    #[test]
+    fn steps_are_data_where_the_model_calls_tools_by_itself() {
+        let body = r#"{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":null,"agent_scratchpad":[
+            {"action":{"thought":"t","tool":"issue_reader","tool_input":"i"},"observation":"o"}]}]}"#;
+        let messages = serde_json::to_value(question(body).expect("parses").as_calls()).expect("JSON");
+        let function = json!({"name": "issue_reader", "arguments": "{\"question\":\"i\"}"});
+        let call = json!({"id": "call00001", "type": "function", "function": function});
+        assert_eq!(
+            messages,
+            json!([
+                {"role": "user", "content": "q"},
+                {"role": "assistant", "content": "t", "tool_calls": [call]},
+                {"role": "tool", "content": "o", "tool_call_id": "call00001"},
+            ])
+        );
     }
 
     #[test]
@@ -344,7 +444,7 @@ mod tests {
             let mut question = question(body).expect("parses");
             question.fit(room);
             (
-                question.messages.len(),
+                question.turns.len(),
                 question.current_file.expect("a file").text.len(),
             )
         };

@@ -1,5 +1,8 @@
 //! Tools that GitLab can run for the model between two turns.
 
+use serde_json::json;
+
+use super::calls::ARGUMENT;
 use crate::api::version;
 use crate::caller::Caller;
 
@@ -91,6 +94,23 @@ pub(super) fn offered(caller: &Caller) -> Vec<&'static Tool> {
         .filter(|tool| caller.has_scope(tool.scope))
         .filter(|tool| tool.since.is_none_or(|since| version::at_least(version, since)))
         .collect()
+}
+
+/// The tools as model servers want them described, a JSON array.
+pub(super) fn as_data(tools: &[&'static Tool]) -> String {
+    let described = |tool: &&Tool| {
+        let question = json!({"type": "string", "description": "What to find, in the user's words"});
+        json!({"type": "function", "function": {
+            "name": tool.name,
+            "description": tool.description,
+            "parameters": {
+                "type": "object",
+                "properties": {(ARGUMENT): question},
+                "required": [ARGUMENT],
+            },
+        }})
+    };
+    serde_json::Value::from_iter(tools.iter().map(described)).to_string()
 }
 
 #[cfg(test)]

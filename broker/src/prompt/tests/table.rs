@@ -187,8 +187,19 @@ pub(super) fn asked() -> Vec<(&'static str, &'static str, &'static str, Json)> {
 }
 
 /// Prompts that handlers of ours fill in.
-fn asked_by_us() -> [(&'static str, &'static str, &'static str, Json); 3] {
+fn asked_by_us() -> [(&'static str, &'static str, &'static str, Json); 4] {
     [
+        (
+            "chat/agent_with_tools",
+            "duo_chat",
+            "duo_classic_chat",
+            json!({
+                "context": {"type": "issue", "title": "TITLE", "content": "PAGE"},
+                "current_file": {"file_path": "PATH", "data": "FILE", "selected_code": true},
+                "additional_context": [{"category": "file", "id": "ID", "content": "ATTACHED"}],
+                "unavailable_resources": ["PIPELINES"],
+            }),
+        ),
         (
             "chat/agent",
             "duo_chat",
@@ -274,7 +285,7 @@ fn check(id: &str, family: &str, inputs: &Json, body: &Json) {
     let text = body.to_string();
     let mut expected = Vec::new();
     words(inputs, &mut expected);
-    if id == "chat/agent" {
+    if id.starts_with("chat/agent") {
         expected.push("QUESTION".to_owned());
     }
     for word in expected {
