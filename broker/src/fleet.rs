@@ -361,7 +361,7 @@ mod tests {
     #[test]
     fn a_model_calls_tools_only_if_it_does_on_every_server() {
         let fleet = Fleet::default();
-        let model = ModelName::parse("m").expect("a name");
+        let model = ModelName::parse("mistral").expect("a name");
         assert!(!fleet.calls_tools(&model));
         let mut able = presence("one", BreakerState::Passing);
         able.models[0].tools = true;

@@ -90,7 +90,7 @@ impl SyncMetrics {
             "Times that GitLab was asked for its settings.",
         );
         let runs = register(registry, IntCounterVec::new(runs, &["result"]).expect(named));
-        let results = ["unchanged", "proposed", "applied", "refused", "store"];
+        let results = ["unchanged", "proposed", "applied", "refused", "stale", "store"];
         for result in results.iter().chain(&FetchError::REASONS) {
             runs.with_label_values(&[result]);
         }
@@ -136,7 +136,8 @@ impl SyncError {
     fn result(&self) -> &'static str {
         match self {
             SyncError::Fetch(error) => error.reason(),
-            SyncError::Apply(ApplyError::Refused(_)) => "refused",
+            SyncError::Apply(ApplyError::Refused(_) | ApplyError::Absent(_)) => "refused",
+            SyncError::Apply(ApplyError::Stale { .. }) => "stale",
             SyncError::Apply(ApplyError::Store(_)) | SyncError::Store(_) => "store",
         }
     }
@@ -217,7 +218,9 @@ impl Task {
             skipped: translated.skipped,
         };
         if config.mode == SyncMode::Apply && !report.changes.is_empty() {
-            let applied = config_file::apply(store, &translated.wanted, ACTOR, &prompt::check).await?;
+            // What was decided on an older state is decided again the next time.
+            let seen = Some(state.revision);
+            let applied = config_file::apply(store, &translated.wanted, ACTOR, seen, &prompt::check).await?;
             report.applied = true;
             report.revision = applied.revision;
         }

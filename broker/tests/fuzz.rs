@@ -115,6 +115,7 @@ fn fleet() -> Fleet {
         slots: 1000,
         in_flight: 0,
         breaker: BreakerState::Passing,
+        tools: true,
     };
     let presence = Presence {
         worker: "w1".into(),
@@ -355,7 +356,7 @@ proptest! {
     #[test]
     fn a_configuration_file_is_read_or_its_mistakes_are_named(text in yaml()) {
         let folder = std::env::temp_dir();
-        if let Err(problems) = config_file::parse(&text, &folder, &prompt::check) {
+        if let Err(problems) = config_file::parse(&text, Some(&folder), &prompt::check) {
             prop_assert!(!problems.is_empty());
             prop_assert!(problems.iter().all(|problem| !problem.message.is_empty()));
         }

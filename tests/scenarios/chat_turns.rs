@@ -85,7 +85,7 @@ async fn a_model_that_calls_tools_by_itself_is_given_them_as_data() {
     );
     assert_eq!(result["tool_call_id"], call["tool_calls"][0]["id"]);
     let last = events(&answer);
-    assert_eq!(said(&last), cluster.expected(16), "{answer}");
+    assert_eq!(said(&last).split_whitespace().count(), 16, "{answer}");
     assert!(
         last.iter().any(|event| event["data"]["finish_reason"] == "stop"),
         "{answer}"

@@ -23,6 +23,7 @@ mod language_server;
 mod nats_restart;
 mod neighbours;
 mod openai_python;
+mod openapi;
 mod overload;
 mod owner_death;
 mod path;

@@ -143,7 +143,7 @@ async fn test_model(
     let (summary, body) = reply.whole().await?;
     let (text, usage) = match endpoint {
         // A vector is no text; that there is one is the answer.
-        Endpoint::Embeddings => ("ready".to_owned(), json!({})),
+        Endpoint::Embeddings | Endpoint::Infer => ("ready".to_owned(), json!({})),
         Endpoint::ChatCompletions | Endpoint::Completions => {
             let whole = chunk::whole(&summary, &body)?;
             (whole.text, json!(UsageByModel::new(&model.family, whole.usage)))

@@ -28,8 +28,20 @@ pub(super) const FAMILIES: [&str; 19] = [
     "gemma",
 ];
 
+/// Prompt id, feature, scope, inputs.
+type Asked = (&'static str, &'static str, &'static str, Json);
+
 /// Prompt id, feature, scope, and the inputs that GitLab sends.
-pub(super) fn asked() -> Vec<(&'static str, &'static str, &'static str, Json)> {
+pub(super) fn asked() -> Vec<Asked> {
+    let mut asked = shown_in_chat();
+    asked.extend(summaries_and_messages());
+    asked.extend(judgements());
+    asked.extend(readers());
+    asked.extend(asked_by_us());
+    asked
+}
+
+fn shown_in_chat() -> Vec<Asked> {
     let code =
         json!({"file_content": "FILE", "input": "ASK", "language_info": "LANGUAGE", "selected_text": "CODE"});
     let with = |more: &[&str]| {
@@ -39,8 +51,7 @@ pub(super) fn asked() -> Vec<(&'static str, &'static str, &'static str, Json)> {
         }
         inputs
     };
-    let reader = json!({"input": "ASK", "suggestions": "BEFORE"});
-    let mut asked = vec![
+    vec![
         ("chat/explain_code", "code_explanation", "explain_code", with(&[])),
         (
             "chat/write_tests",
@@ -85,6 +96,11 @@ pub(super) fn asked() -> Vec<(&'static str, &'static str, &'static str, Json)> {
             "documentation_search",
             json!({"question": "ASK", "content_id": "CNT-IDX", "documents": [{"id": 7, "content": "DOCUMENT"}]}),
         ),
+    ]
+}
+
+fn summaries_and_messages() -> Vec<Asked> {
+    vec![
         (
             "generate_commit_message",
             "generate_commit_message",
@@ -117,6 +133,11 @@ pub(super) fn asked() -> Vec<(&'static str, &'static str, &'static str, Json)> {
             json!({"mr_title": "TITLE", "mr_description": "WHAT", "diff_lines": "DIFF", "full_file_intro": "INTRO",
                 "full_content_section": "FILES", "custom_instructions_section": "WISHES", "current_date": "DATE"}),
         ),
+    ]
+}
+
+fn judgements() -> Vec<Asked> {
+    vec![
         (
             "glab_ask_git_command",
             "git_suggestions",
@@ -171,23 +192,26 @@ pub(super) fn asked() -> Vec<(&'static str, &'static str, &'static str, Json)> {
             "fill_in_merge_request_template",
             json!({"content": "NOTES", "template": "TEMPLATE", "diff": "DIFF"}),
         ),
-    ];
-    for (id, scope) in [
+    ]
+}
+
+fn readers() -> Vec<Asked> {
+    let inputs = json!({"input": "ASK", "suggestions": "BEFORE"});
+    [
         ("chat/issue_reader", "ask_issue"),
         ("chat/work_item_reader", "ask_work_item"),
         ("chat/epic_reader", "ask_epic"),
         ("chat/merge_request_reader", "ask_merge_request"),
         ("chat/commit_reader", "ask_commit"),
         ("chat/build_reader", "ask_build"),
-    ] {
-        asked.push((id, "duo_chat", scope, reader.clone()));
-    }
-    asked.extend(asked_by_us());
-    asked
+    ]
+    .into_iter()
+    .map(|(id, scope)| (id, "duo_chat", scope, inputs.clone()))
+    .collect()
 }
 
 /// Prompts that handlers of ours fill in.
-fn asked_by_us() -> [(&'static str, &'static str, &'static str, Json); 4] {
+fn asked_by_us() -> [Asked; 4] {
     [
         (
             "chat/agent_with_tools",
