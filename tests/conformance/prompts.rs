@@ -1,5 +1,6 @@
 //! GitLab's prompts by id, each under every spelling of its path, whole and streamed.
 
+use duo_system_tests::sim::Settings;
 use serde_json::{Value, json};
 
 use crate::bodies::{COMMIT, commit, metadata};
@@ -249,7 +250,44 @@ fn row((id, scope, required, optional): &Row) -> Vec<Case> {
         let ask = post(&path, body.clone()).lacking(&format!("/inputs/{name}"));
         cases.push(case(format!("{id}: {name} may be left out"), ask).good());
     }
+    let Some(say) = in_form(id) else {
+        return cases;
+    };
+    let mut cases: Vec<Case> = cases.into_iter().map(|case| case.sim(say)).collect();
+    cases.push(
+        case(
+            format!("{id}: words from which nothing can be read are no answer"),
+            post(&path, body.clone()),
+        )
+        .detail(421, "500: Internal Server Error")
+        .header("x-duo-reason", "unusable_answer"),
+    );
+    cases.push(
+        case(
+            format!("{id}: nor are they as a stream"),
+            post(&path, body).with("/stream", true.into()),
+        )
+        .status(503)
+        .header("x-duo-reason", "unusable_answer"),
+    );
     cases
+}
+
+/// The model's answer to a prompt of which GitLab would take other words for a result.
+fn in_form(id: &str) -> Option<fn(&mut Settings)> {
+    fn review(sim: &mut Settings) {
+        let text = "<review>\n<comment file=\"a.rb\" old_line=\"\" new_line=\"3\">\nIt leaks.\n</comment>\n</review>";
+        sim.say = Some(text.to_owned());
+    }
+    fn fixed(sim: &mut Settings) {
+        let text = "<fixed_code>\n<old_code>\na\n</old_code>\n<new_code>\nb\n</new_code>\n</fixed_code>";
+        sim.say = Some(text.to_owned());
+    }
+    match id {
+        "review_merge_request" => Some(review),
+        "resolve_vulnerability" => Some(fixed),
+        _ => None,
+    }
 }
 
 /// The model test shows administrators what a list says.

@@ -183,8 +183,17 @@ pub(crate) enum Shape {
 pub(crate) struct Refused(pub(crate) Cow<'static, str>);
 
 impl From<Unusable> for ApiError {
+    fn from(unusable: Unusable) -> Self {
+        Self::Exchange(unusable.into())
+    }
+}
+
+impl From<Unusable> for ExchangeError {
+    /// An answer of the model that is not what its feature needs.
     fn from(_: Unusable) -> Self {
-        Self::unusable()
+        let message = "the model's answer is not in the form that this feature needs; try again, or ask your \
+                       administrator to give the feature another model";
+        Self::new(FailureKind::ModelServerFault, "unusable_answer", message)
     }
 }
 
@@ -195,17 +204,6 @@ impl ApiError {
         Self::Exchange(ExchangeError::new(
             FailureKind::ModelServerFault,
             "unreadable_answer",
-            message,
-        ))
-    }
-
-    /// An answer of the model that is not what its feature needs.
-    pub(crate) fn unusable() -> Self {
-        let message = "the model's answer is not in the form that this feature needs; try again, or ask your \
-                       administrator to give the feature another model";
-        Self::Exchange(ExchangeError::new(
-            FailureKind::ModelServerFault,
-            "unusable_answer",
             message,
         ))
     }

@@ -93,7 +93,8 @@ pub(super) fn content_type(value: &'static str) -> HeaderMap {
     headers
 }
 
-/// Waits for the first piece of the answer, then responds with a stream.
+/// Waits for the first piece of the answer that the format shows, then responds with a stream: whatever fails before
+/// has a status of its own.
 ///
 /// # Errors
 /// The request failed before its first byte.
@@ -117,7 +118,12 @@ async fn respond_to<E: Encoder>(
     };
     let headers = encoder.headers();
     let events = stream::once(async { Ok(first) }).chain(events);
-    let mut response = Response::new(Body::from_stream(encode(events, encoder)));
+    let mut pieces = Box::pin(encode(events, encoder));
+    let first = match pieces.next().await {
+        Some(Err(CutOff(error))) => return Err(error.into()),
+        first => first,
+    };
+    let mut response = Response::new(Body::from_stream(stream::iter(first).chain(pieces)));
     *response.headers_mut() = headers;
     Ok(response)
 }
@@ -125,7 +131,7 @@ async fn respond_to<E: Encoder>(
 /// Why a body was cut.
 #[derive(Debug, thiserror::Error)]
 #[error("the answer was cut off")]
-struct CutOff;
+struct CutOff(ExchangeError);
 
 /// The body's pieces. An error cuts the connection.
 fn encode<E: Encoder>(
@@ -146,13 +152,13 @@ fn encode<E: Encoder>(
             };
             let ended = match event {
                 Some(event) => feed(&mut encoder, event, &mut out),
-                None => Err(encoder.fail(&broken_off(), &mut out)),
+                None => Err(failed(&mut encoder, broken_off(), &mut out)),
             };
             match ended {
                 Ok(false) if out.is_empty() => {}
                 Ok(false) => return Some((Ok(out.freeze()), Some((events, encoder)))),
-                Ok(true) | Err(Ending::Told) => return Some((Ok(out.freeze()), None)),
-                Err(Ending::Cut) => return Some((Err(CutOff), None)),
+                Ok(true) | Err(None) => return Some((Ok(out.freeze()), None)),
+                Err(Some(cut)) => return Some((Err(cut), None)),
             }
         }
     })
@@ -177,30 +183,35 @@ async fn next(
     }
 }
 
-/// Feeds one event; tells whether it was the good end, or how the bad one goes.
+/// Feeds one event; tells whether it was the good end, or of a bad one why the body is cut, unless the format has told.
 fn feed<E: Encoder>(
     encoder: &mut E,
     event: Result<ReplyEvent, ExchangeError>,
     out: &mut BytesMut,
-) -> Result<bool, Ending> {
-    match event {
+) -> Result<bool, Option<CutOff>> {
+    let (fed, is_end) = match event {
         Ok(ReplyEvent::Chunks(lines)) => {
-            for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-                if let Err(error) = encoder.chunk(line, out) {
-                    tracing::warn!(%error, "answer cut off");
-                    return Err(encoder.fail(&broken_off(), out));
-                }
-            }
-            Ok(false)
+            let mut lines = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+            (lines.try_for_each(|line| encoder.chunk(line, out)), false)
         }
-        Ok(ReplyEvent::Done { summary, .. }) => {
-            if let Err(error) = encoder.end(&summary, out) {
-                tracing::warn!(%error, "answer cut off");
-                return Err(encoder.fail(&broken_off(), out));
-            }
-            Ok(true)
-        }
-        Err(error) => Err(encoder.fail(&error, out)),
+        Ok(ReplyEvent::Done { summary, .. }) => (encoder.end(&summary, out), true),
+        Err(error) => return Err(failed(encoder, error, out)),
+    };
+    fed.map(|()| is_end).map_err(|error| {
+        tracing::warn!(%error, "answer cut off");
+        let error = match error {
+            Unreadable::Chunk => broken_off(),
+            Unreadable::Answer(unusable) => unusable.into(),
+        };
+        failed(encoder, error, out)
+    })
+}
+
+/// Lets the format tell of a failure, if it can.
+fn failed(encoder: &mut impl Encoder, error: ExchangeError, out: &mut BytesMut) -> Option<CutOff> {
+    match encoder.fail(&error, out) {
+        Ending::Told => None,
+        Ending::Cut => Some(CutOff(error)),
     }
 }
 

@@ -20,7 +20,7 @@ pub(in crate::api) async fn collect(
     while let Some(piece) = pieces.next().await {
         match piece {
             Ok(bytes) => text.extend_from_slice(&bytes),
-            Err(CutOff) => return (String::from_utf8(text).expect("text"), false),
+            Err(CutOff(_)) => return (String::from_utf8(text).expect("text"), false),
         }
     }
     (String::from_utf8(text).expect("text"), true)
@@ -150,6 +150,9 @@ async fn a_silent_model_is_bridged_by_pings() {
 async fn the_status_is_held_back_until_the_first_byte() {
     let refused = respond_to(stream::iter(vec![failed()]), RawText::default()).await;
     assert!(matches!(refused, Err(ApiError::Exchange(_))));
+    let role = r#"{"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}"#;
+    let nothing_shown = respond_to(stream::iter(vec![chunks(&[role]), failed()]), RawText::default());
+    assert!(matches!(nothing_shown.await, Err(ApiError::Exchange(_))));
     let response = respond_to(
         stream::iter(vec![chunks(&[&delta("x")]), done()]),
         RawText::default(),
