@@ -292,13 +292,12 @@ async fn a_prompt_beyond_the_models_window_is_told_so_where_nothing_may_be_left_
         assert_refused(&cluster, path, &answer, StatusCode::BAD_REQUEST).await;
         assert_openai(path, &answer, "context_length_exceeded");
     }
-    let answer = ask(
-        &cluster,
-        PROMPT,
-        &with(PROMPT, "/inputs/diff", Some(long.as_str().into())),
-    )
-    .await;
-    assert_refused(&cluster, PROMPT, &answer, StatusCode::UNPROCESSABLE_ENTITY).await;
+    let path = "/v1/prompts/glab_ask_git_command";
+    let answer = ask(&cluster, path, &json!({"inputs": {"prompt": long}})).await;
+    assert_refused(&cluster, path, &answer, StatusCode::UNPROCESSABLE_ENTITY).await;
+    // Of a change its beginning is read.
+    let body = with(PROMPT, "/inputs/diff", Some(long.as_str().into()));
+    ask(&cluster, PROMPT, &body).await.good();
     // Code around the cursor is cut to what fits.
     let above = "x = 1\n".repeat(100_000 / 6);
     let body = with(

@@ -1,8 +1,11 @@
 //! schemathesis reads the administration API's own document and tries what it promises, with values that nobody thought of.
 
 use std::path::PathBuf;
+use std::process::Stdio;
 
-use duo_system_tests::harness::{Cluster, program};
+use duo_system_tests::harness::{Cluster, PATIENCE};
+use tokio::process::Command;
+use tokio::time::timeout;
 
 /// What is asked of each answer: no fault of ours, and nothing that the document does not say.
 const CHECKS: &str =
@@ -48,7 +51,19 @@ async fn the_administration_api_answers_as_its_document_says_whatever_comes() {
         "all",
         "--no-color",
     ];
-    let (status, out, err) = program::run(&schemathesis, &arguments, &[]).await;
-    assert!(status.success(), "{out}\n{err}");
+    // It leaves notes for a replay where it runs.
+    let output = Command::new(&schemathesis)
+        .args(arguments)
+        .current_dir(folder.path())
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = timeout(PATIENCE * 4, output)
+        .await
+        .expect("in time")
+        .expect("it runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}\n{errors}");
     cluster.assert_clean().await;
 }

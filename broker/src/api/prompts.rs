@@ -6,6 +6,7 @@ use axum::extract::rejection::PathRejection;
 use axum::response::{IntoResponse, Response};
 use duo_contract::envelope::Endpoint;
 use duo_contract::failure::FailureKind;
+use http::header;
 use minijinja::Value;
 use minijinja::value::Serde;
 use serde_json::{Map, Value as JsonValue, json};
@@ -16,7 +17,7 @@ use super::error::{ApiError, Shape};
 use super::fields::Fields;
 use super::inbound::Inbound;
 use super::stream::lines::{ContentLines, UsageByModel};
-use super::stream::raw::RawText;
+use super::stream::raw::{self, RawText};
 use super::stream::{self, chunk};
 use crate::probe::{PROMPT as MODEL_TEST, Probe};
 use crate::prompt::answer::{self, End, Formatter};
@@ -123,7 +124,7 @@ async fn test_model(
 ) -> Result<Response, ApiError> {
     let body = inbound.json().await?;
     let fields = Fields::parse(&body)?;
-    fields.flag("stream")?;
+    let stream = fields.flag("stream")?;
     fields.text("prompt_version", MAX_VERSION)?;
     inputs(purpose, &fields)?;
     let probe = match code::metadata_hint(&fields) {
@@ -149,9 +150,14 @@ async fn test_model(
             (whole.text, json!(UsageByModel::new(&model.family, whole.usage)))
         }
     };
-    Ok(match wrapping {
-        Wrapping::Bare => Json(text).into_response(),
-        Wrapping::Object => Json(json!({"content": text, "usage": usage})).into_response(),
+    let body = json!({"content": text, "usage": usage});
+    // A few words, which a stream has at once.
+    let streamed = [(header::CONTENT_TYPE, raw::CONTENT_TYPE)];
+    Ok(match (stream, wrapping) {
+        (false, Wrapping::Bare) => Json(text).into_response(),
+        (false, Wrapping::Object) => Json(body).into_response(),
+        (true, Wrapping::Bare) => (streamed, text).into_response(),
+        (true, Wrapping::Object) => (streamed, format!("{body}\n")).into_response(),
     })
 }
 

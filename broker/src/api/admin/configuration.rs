@@ -71,7 +71,7 @@ fn file(payload: Payload) -> Result<ConfigFile, ApiError> {
 /// The configuration as a file that applies to the same state
 #[utoipa::path(get, path = "/admin/v1/config", tag = "config", operation_id = "exportConfig",
     responses((status = 200, description = "YAML, as `duo-broker config apply` takes it",
-        body = String, content_type = "application/yaml"), Refusal))]
+        body = Object, content_type = "application/yaml"), Refusal))]
 pub(super) async fn export(State(admin): State<Arc<AdminState>>) -> Response {
     let exported = async {
         let state = state(&admin).await?;
