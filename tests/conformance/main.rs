@@ -9,6 +9,7 @@ mod case;
 mod chat;
 mod completions;
 mod crowd;
+mod documentation;
 mod everywhere;
 mod generations;
 mod old_generations;
@@ -48,6 +49,7 @@ async fn every_line_of_the_contract_holds() {
         chat::cases(),
         prompts::cases(),
         older::cases(),
+        documentation::cases(),
         crowd::shares(),
     ];
     for case in usual.into_iter().flatten() {
