@@ -15,7 +15,7 @@ use serde_json::json;
 
 use crate::prompt::{PromptError, Prompts, Rendered};
 use crate::request::{RoutedRequest, Work};
-use crate::routing::{OPENAI_PREFIX, RoutingTable};
+use crate::routing::{INFERENCE, OPENAI_PREFIX, RoutingTable};
 
 /// How long a probe may take: GitLab gives its own up after 3 s.
 pub const WITHIN: Duration = Duration::from_millis(2500);
@@ -52,9 +52,14 @@ pub struct Probe {
     pub work: Work,
 }
 
-/// Why a feature cannot be checked.
+/// Why a model cannot be tested or a feature be checked.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
+    /// It serves nothing but features that are no language models, and only whoever trained it knows its tensors.
+    #[error(
+        "{0} serves only inference, for which there is no general test; send a request of your own to /v1/infer/{1}"
+    )]
+    OnlyInfers(ModelName, FeatureName),
     /// It is switched off.
     #[error("the feature {0} is inactive; assign a model to it first")]
     Inactive(FeatureName),
@@ -76,13 +81,14 @@ impl Probe {
     /// A test of `model`, asked as its features ask it: as a chat unless it only completes code or embeds.
     ///
     /// # Errors
-    /// The prompt cannot be made, which only a model with a tiny window brings about.
+    /// [`ProbeError::OnlyInfers`] unless `way` is said; or the prompt cannot be made, which only a model with a tiny
+    /// window brings about.
     pub fn of_model(
         table: &RoutingTable,
         prompts: &Prompts,
         model: &Model,
         way: Option<Way>,
-    ) -> Result<Self, PromptError> {
+    ) -> Result<Self, ProbeError> {
         let feature = Feature {
             name: MODEL_TEST.clone(),
             active: true,
@@ -92,7 +98,7 @@ impl Probe {
             end_within_ms: within_ms(),
             bodies: BodyPolicy::None,
         };
-        let way = way.unwrap_or_else(|| usual_way(table, &model.name));
+        let way = way.map_or_else(|| usual_way(table, &model.name), Ok)?;
         let work = asking(prompts, model, way)?;
         Ok(Self::new(table, feature, model, work))
     }
@@ -155,18 +161,26 @@ fn within_ms() -> u64 {
 }
 
 /// Base models that only complete code have no chat template, and embedding models no answer at all.
-fn usual_way(table: &RoutingTable, model: &ModelName) -> Way {
+fn usual_way(table: &RoutingTable, model: &ModelName) -> Result<Way, ProbeError> {
     let assigned = |feature: &&Feature| feature.model.as_ref() == Some(model);
     let mut way = None;
+    let mut infers = None;
     for feature in table.features().filter(assigned) {
         way = match (feature.name.as_str(), way) {
+            (name, known) if INFERENCE.contains(&name) => {
+                infers = Some(feature.name.clone());
+                known
+            }
             (CODE_COMPLETION, None | Some(Way::Embedding | Way::Completion)) => Some(Way::Completion),
             (CODE_EMBEDDINGS, None) => Some(Way::Embedding),
             (CODE_EMBEDDINGS, known) => known,
             _ => Some(Way::Chat),
         };
     }
-    way.unwrap_or(Way::Chat)
+    match (way, infers) {
+        (None, Some(feature)) => Err(ProbeError::OnlyInfers(model.clone(), feature)),
+        (way, _) => Ok(way.unwrap_or(Way::Chat)),
+    }
 }
 
 fn asking(prompts: &Prompts, model: &Model, way: Way) -> Result<Work, PromptError> {
@@ -258,6 +272,7 @@ mod tests {
             (&["code_embeddings"], Endpoint::Embeddings),
             (&["code_completion", "code_embeddings"], Endpoint::Completions),
             (&["code_completion", "duo_chat"], Endpoint::ChatCompletions),
+            (&["suggested_reviewers", "code_completion"], Endpoint::Completions),
         ] {
             let table = table(features);
             let model = table.model("m").expect("there");
@@ -265,6 +280,19 @@ mod tests {
             assert_eq!(probe.work.endpoint, endpoint, "{features:?}");
             assert_eq!(probe.routed.feature.lane, Lane::Keystroke);
         }
+    }
+
+    #[test]
+    fn a_model_that_only_infers_is_not_asked_as_a_chat() {
+        let table = table(&["suggested_reviewers"]);
+        let model = table.model("m").expect("there");
+        let refused = Probe::of_model(&table, &Prompts::builtin(), model, None).expect_err("no test");
+        assert!(
+            refused.to_string().ends_with("/v1/infer/suggested_reviewers"),
+            "{refused}"
+        );
+        let said = Probe::of_model(&table, &Prompts::builtin(), model, Some(Way::Embedding));
+        assert_eq!(said.expect("a probe").work.endpoint, Endpoint::Embeddings);
     }
 
     #[test]

@@ -14,6 +14,8 @@ use crate::request::{ExchangeError, ModelChoice, RoutedRequest};
 
 /// Features whose requests name their model, such as `openai_chat`.
 pub const OPENAI_PREFIX: &str = "openai_";
+/// Features whose models are no language models; each has a scope of its own name.
+pub const INFERENCE: [&str; 2] = ["suggested_reviewers", "value_stream_forecasting"];
 
 /// The configuration of the moment, indexed. Cheap to clone.
 #[derive(Debug, Clone)]

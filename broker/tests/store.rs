@@ -134,7 +134,7 @@ async fn the_seeds_are_the_blueprints_table() {
         ),
         (50_000, 600_000)
     );
-    assert_eq!(found("categorize_question").end_within_ms, 15_000);
+    assert_eq!(found("categorize_question").end_within_ms, 12_000);
 }
 
 #[tokio::test]

@@ -14,8 +14,8 @@ use super::stream::{self, chunk};
 use super::suggestion::{CODE_GENERATION, Generation};
 use crate::exchange::Reply;
 use crate::prompt::answer::{self, End, Formatter};
-use crate::prompt::{Conversation, Message, Prompts, Role};
-use crate::request::{RoutedRequest, Work};
+use crate::prompt::{Conversation, Message, Role};
+use crate::request::RoutedRequest;
 
 const SCOPE: &str = "generate_code";
 const REFUSAL: &str = "Unauthorized to access code generations";
@@ -50,7 +50,14 @@ async fn generate(inbound: &mut Inbound) -> Result<Response, ApiError> {
         .is_empty();
     let lang = language::name(asked.file.language.as_deref(), &asked.file.name);
     let work = match own {
-        Some(messages) => work_of(messages, &routed, stream)?,
+        Some(messages) => messages::work(Conversation {
+            model: &routed.model,
+            messages,
+            max_tokens: MAX_TOKENS,
+            temperature: TEMPERATURE,
+            stop: &[STOP.to_owned()],
+            stream,
+        })?,
         None => {
             let generation = Generation::of(asked.file, asked.choice);
             generation.render(inbound, &routed, stream).await?
@@ -81,24 +88,6 @@ fn own_prompt(fields: &Fields<'_>) -> Result<Option<Vec<Message>>, ApiError> {
         Some(messages) => Ok(Some(messages)),
         None => Err(fields.required("prompt")),
     }
-}
-
-fn work_of(messages: Vec<Message>, routed: &RoutedRequest, stream: bool) -> Result<Work, ApiError> {
-    let (endpoint, body) = Prompts::converse(Conversation {
-        model: &routed.model,
-        messages,
-        max_tokens: MAX_TOKENS,
-        temperature: TEMPERATURE,
-        stop: &[STOP.to_owned()],
-        stream,
-    })?;
-    Ok(Work {
-        endpoint,
-        body,
-        stream,
-        prompt: None,
-        supersede_key: None,
-    })
 }
 
 async fn respond(

@@ -18,12 +18,11 @@ use super::fields::Fields;
 use super::inbound::Inbound;
 use super::openai;
 use crate::request::{ModelChoice, Work};
+use crate::routing::INFERENCE;
 
-/// The features, each with a scope of its own name.
-static FEATURES: LazyLock<[FeatureName; 2]> = LazyLock::new(|| {
-    ["suggested_reviewers", "value_stream_forecasting"]
-        .map(|name| FeatureName::parse(name).expect("a feature id"))
-});
+/// The features.
+static FEATURES: LazyLock<[FeatureName; 2]> =
+    LazyLock::new(|| INFERENCE.map(|name| FeatureName::parse(name).expect("a feature id")));
 /// Tensors of one request.
 const MAX_INPUTS: usize = 256;
 /// Dimensions of one tensor.

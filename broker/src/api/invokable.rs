@@ -13,10 +13,10 @@ use super::inbound::Inbound;
 use super::messages;
 use super::stream::raw::RawText;
 use super::stream::{self, chunk};
-use crate::prompt::{Conversation, Prompts};
-use crate::request::Work;
+use crate::prompt::Conversation;
+use crate::prompt::answer::{self, End, Formatter};
 
-/// What may be invoked, and the prompt whose feature and scopes count.
+/// What may be invoked, and the prompt whose feature, scopes and form of answers count.
 const INVOKABLES: [(&str, &str); 7] = [
     ("explain_code", "chat/explain_code"),
     ("write_tests", "chat/write_tests"),
@@ -36,15 +36,15 @@ const TEMPERATURE: f64 = 0.2;
 /// `POST /v1/chat/{invokable}`.
 pub(super) async fn invoke(name: Result<Path<String>, PathRejection>, mut inbound: Inbound) -> Response {
     let name = name.map_or_else(|_| String::new(), |Path(name)| name);
-    answer(&name, &mut inbound)
+    respond(&name, &mut inbound)
         .await
         .unwrap_or_else(|error| error.respond(Shape::GitLab))
 }
 
-async fn answer(name: &str, inbound: &mut Inbound) -> Result<Response, ApiError> {
+async fn respond(name: &str, inbound: &mut Inbound) -> Result<Response, ApiError> {
     let known = INVOKABLES.iter().find(|(known, _)| *known == name);
-    let purpose = known.and_then(|(_, prompt)| inbound.api.prompts.purpose(prompt));
-    let purpose = purpose.ok_or(ApiError::NotFound("Not Found".into()))?;
+    let known = known.and_then(|(_, prompt)| Some((prompt, inbound.api.prompts.purpose(prompt)?)));
+    let (prompt, purpose) = known.ok_or(ApiError::NotFound("Not Found".into()))?;
     // Tokens of GitLab before 17.10 have the older name of chat's own scope.
     let scopes: &[&str] = match name {
         "agent" => &["duo_classic_chat", "duo_chat"],
@@ -66,7 +66,7 @@ async fn answer(name: &str, inbound: &mut Inbound) -> Result<Response, ApiError>
     let identifier = payload.text("model_identifier", MAX_TEXT)?;
     let choice = code::hint(identifier.as_deref(), model.as_deref());
     let routed = inbound.route(&purpose.feature, &choice, stream)?;
-    let (endpoint, body) = Prompts::converse(Conversation {
+    let work = messages::work(Conversation {
         model: &routed.model,
         messages,
         max_tokens: settings.max_tokens,
@@ -74,20 +74,15 @@ async fn answer(name: &str, inbound: &mut Inbound) -> Result<Response, ApiError>
         stop: &settings.stop,
         stream,
     })?;
-    let work = Work {
-        endpoint,
-        body,
-        stream,
-        prompt: None,
-        supersede_key: None,
-    };
+    let formatter = Formatter::new(prompt, Vec::new());
     let mut reply = inbound.send(&routed, work).await?;
     if stream {
-        return stream::respond(reply, RawText::default()).await;
+        return stream::respond(reply, RawText::formatted(formatter)).await;
     }
     let (summary, body) = reply.whole().await?;
     let metadata = json!({"provider": code::ENGINE, "model": routed.model.name, "timestamp": code::now()});
-    let text = chunk::whole(&summary, &body)?.text;
+    let whole = chunk::whole(&summary, &body)?;
+    let text = answer::whole(formatter, whole.text, End { cut: whole.at_limit })?;
     Ok(Json(json!({"response": text, "metadata": metadata})).into_response())
 }
 

@@ -4,11 +4,28 @@ use serde_json::value::RawValue;
 
 use super::error::ApiError;
 use super::fields::Fields;
-use crate::prompt::{Message, Role};
+use crate::prompt::{Conversation, Message, Prompts, Role};
+use crate::request::Work;
 
 /// Messages of a conversation, and characters of each.
 const MAX_MESSAGES: usize = 100;
 const MAX_CONTENT: usize = 400_000;
+
+/// What goes to the model server for a conversation without a template.
+///
+/// # Errors
+/// It is longer than the model's window.
+pub(super) fn work(conversation: Conversation<'_>) -> Result<Work, ApiError> {
+    let stream = conversation.stream;
+    let (endpoint, body) = Prompts::converse(conversation)?;
+    Ok(Work {
+        endpoint,
+        body,
+        stream,
+        prompt: None,
+        supersede_key: None,
+    })
+}
 
 /// The messages in the field `name`, if it is there.
 ///

@@ -19,7 +19,7 @@ use super::inbound::Inbound;
 use super::stream::lines::{ContentLines, UsageByModel};
 use super::stream::raw::{self, RawText};
 use super::stream::{self, chunk};
-use crate::probe::{PROMPT as MODEL_TEST, Probe};
+use crate::probe::{PROMPT as MODEL_TEST, Probe, ProbeError};
 use crate::prompt::answer::{self, End, Formatter};
 use crate::prompt::{Purpose, Use};
 use crate::request::{ExchangeError, ModelChoice, RoutedRequest, Work};
@@ -132,7 +132,7 @@ async fn test_model(
         ModelChoice::Assigned => {
             let routed = inbound.route(&purpose.feature, &ModelChoice::Assigned, false)?;
             let table = inbound.api.exchange.routing().load();
-            Probe::of_model(&table, &inbound.api.prompts, &routed.model, None)?
+            Probe::of_model(&table, &inbound.api.prompts, &routed.model, None).map_err(untestable)?
         }
     };
     let (model, endpoint) = (probe.routed.model.clone(), probe.work.endpoint);
@@ -180,7 +180,14 @@ fn named_probe(inbound: &Inbound, name: &str) -> Result<Probe, ApiError> {
         let error = ExchangeError::new(FailureKind::InvalidRequest, "unknown_model", message);
         return Err(error.into());
     };
-    Ok(Probe::of_model(&table, &inbound.api.prompts, model, None)?)
+    Probe::of_model(&table, &inbound.api.prompts, model, None).map_err(untestable)
+}
+
+fn untestable(error: ProbeError) -> ApiError {
+    match error {
+        ProbeError::Prompt(error) => error.into(),
+        other => ExchangeError::new(FailureKind::InvalidRequest, "no_test", other.to_string()).into(),
+    }
 }
 
 async fn render(

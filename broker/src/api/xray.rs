@@ -8,10 +8,12 @@ use super::code::MAX_PROMPT;
 use super::error::{ApiError, Shape};
 use super::fields::Fields;
 use super::inbound::Inbound;
+use super::messages;
 use super::stream::chunk;
 use super::suggestion::CODE_GENERATION;
-use crate::prompt::{Conversation, Message, Prompts, Role};
-use crate::request::{ModelChoice, Work};
+use crate::prompt::answer::{self, End, Formatter};
+use crate::prompt::{Conversation, Message, Role};
+use crate::request::ModelChoice;
 
 const SCOPE: &str = "generate_code";
 const REFUSAL: &str = "Unauthorized to access X Ray";
@@ -21,12 +23,12 @@ const MAX_TOKENS: u32 = 2048;
 
 /// `POST /v1/x-ray/libraries`.
 pub(super) async fn libraries(mut inbound: Inbound) -> Response {
-    answer(&mut inbound)
+    respond(&mut inbound)
         .await
         .unwrap_or_else(|error| error.respond(Shape::GitLab))
 }
 
-async fn answer(inbound: &mut Inbound) -> Result<Response, ApiError> {
+async fn respond(inbound: &mut Inbound) -> Result<Response, ApiError> {
     inbound.require(&[SCOPE], &CODE_GENERATION, REFUSAL)?;
     inbound.gate(&CODE_GENERATION)?;
     let body = inbound.json().await?;
@@ -42,7 +44,7 @@ async fn answer(inbound: &mut Inbound) -> Result<Response, ApiError> {
     let prompt = payload.required_text("prompt", MAX_PROMPT)?;
     // It names a model of another vendor, whatever is configured.
     let routed = inbound.route(&CODE_GENERATION, &ModelChoice::Assigned, false)?;
-    let (endpoint, body) = Prompts::converse(Conversation {
+    let work = messages::work(Conversation {
         model: &routed.model,
         messages: vec![Message::new(Role::User, prompt)],
         max_tokens: MAX_TOKENS,
@@ -50,14 +52,10 @@ async fn answer(inbound: &mut Inbound) -> Result<Response, ApiError> {
         stop: &[],
         stream: false,
     })?;
-    let work = Work {
-        endpoint,
-        body,
-        stream: false,
-        prompt: None,
-        supersede_key: None,
-    };
     let mut reply = inbound.send(&routed, work).await?;
     let (summary, body) = reply.whole().await?;
-    Ok(Json(json!({"response": chunk::whole(&summary, &body)?.text})).into_response())
+    let whole = chunk::whole(&summary, &body)?;
+    let end = End { cut: whole.at_limit };
+    let text = answer::whole(Formatter::new(KIND, Vec::new()), whole.text, end)?;
+    Ok(Json(json!({"response": text})).into_response())
 }

@@ -119,7 +119,7 @@ pub(super) async fn model(
         let model = table
             .model(name)
             .ok_or_else(|| ApiError::NotFound(format!("there is no model {name:?}").into()))?;
-        let probe = Probe::of_model(&table, &admin.prompts, model, way)?;
+        let probe = Probe::of_model(&table, &admin.prompts, model, way).map_err(uncheckable)?;
         drop(table);
         let route = "/admin/v1/models/{name}/test";
         Ok(Json(run(&admin, &caller, &headers, route, probe).await).into_response())
@@ -171,7 +171,9 @@ fn uncheckable(error: ProbeError) -> ApiError {
         ProbeError::ModelUnsaid(_) | ProbeError::UnknownModel(_) => {
             ApiError::invalid("model", error.to_string())
         }
-        ProbeError::Inactive(_) | ProbeError::NoPrompt(_) => ApiError::Conflict(error.to_string()),
+        ProbeError::Inactive(_) | ProbeError::NoPrompt(_) | ProbeError::OnlyInfers(..) => {
+            ApiError::Conflict(error.to_string())
+        }
     }
 }
 
