@@ -82,10 +82,10 @@ pub struct Outlook {
     pub work: f64,
     /// Slots that serve the model now.
     pub slots: u32,
-    /// Expected wait of a newcomer in seconds, by live lane.
-    pub wait: [f64; 2],
-    /// Mean slot time in seconds, by live lane.
-    pub slot_time: [f64; 2],
+    /// Expected wait of a newcomer in seconds, by lane.
+    pub wait: [f64; 3],
+    /// Mean slot time in seconds, by lane.
+    pub slot_time: [f64; 3],
 }
 
 impl Admission {
@@ -272,8 +272,8 @@ impl Admission {
         Outlook {
             work: loads.iter().map(Load::work).sum(),
             slots: if capacity.is_away { 0 } else { capacity.slots },
-            wait: Lane::LIVE.map(wait),
-            slot_time: Lane::LIVE.map(|lane| loads[line::index(lane)].slot_time),
+            wait: Lane::ALL.map(wait),
+            slot_time: Lane::ALL.map(|lane| loads[line::index(lane)].slot_time),
         }
     }
 

@@ -19,7 +19,7 @@ use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Redirect, Response};
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{MethodRouter, delete, get, post};
 use http::{HeaderValue, Uri, header};
 use tower::ServiceBuilder;
 
@@ -38,6 +38,7 @@ mod generations;
 mod inbound;
 mod infer;
 mod invokable;
+mod jobs;
 mod language;
 mod messages;
 mod models;
@@ -79,6 +80,7 @@ fn routes(state: &Arc<ApiState>, audit_events: Option<Router>, admin: Option<Rou
     Router::new()
         .merge(inference(state))
         .merge(open())
+        .merge(kept(state))
         .with_state(Arc::clone(state))
         .merge(audit)
         .merge(admin)
@@ -130,6 +132,20 @@ fn open() -> Router<Arc<ApiState>> {
         .route("/.well-known/jwks.json", only_get(get(direct::keys)))
         .route("/monitoring/healthz", only_get(get(monitoring::healthz)))
         .route("/monitoring/ready", only_get(get(monitoring::ready)))
+}
+
+/// Jobs: what changes something has an audit record.
+fn kept(state: &Arc<ApiState>) -> Router<Arc<ApiState>> {
+    let changing = Router::new()
+        .route("/v1/jobs", post(jobs::submit))
+        .route("/v1/jobs/{id}", delete(jobs::cancel))
+        .route_layer(from_fn_with_state(Arc::clone(state), access::record));
+    Router::new()
+        .route("/v1/jobs", get(jobs::list))
+        .route("/v1/jobs/{id}", get(jobs::one))
+        .route("/v1/jobs/{id}/events", get(jobs::events))
+        .merge(changing)
+        .route_layer(from_fn(access::not_direct))
 }
 
 /// `HEAD` is refused where GitLab's own gateway refuses it.
@@ -192,6 +208,7 @@ impl Shape {
         }
         match path.split('/').nth(1) {
             Some("audit" | "admin") => Self::Plain,
+            Some("v1") if path.split('/').nth(2) == Some("jobs") => Self::Plain,
             _ => Self::GitLab,
         }
     }

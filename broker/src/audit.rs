@@ -162,6 +162,11 @@ impl OpenRecord {
         state.what.config_revision = revision;
     }
 
+    /// Notes the job that the request submits, cancels or runs.
+    pub fn note_job(&self, job: Uuid) {
+        self.state().what.job_id = Some(job);
+    }
+
     /// Notes the template and the size of what goes to the model server.
     pub fn note_work(&self, prompt: Option<&(String, String)>, body_bytes: usize) {
         let mut state = self.state();
@@ -334,5 +339,6 @@ fn unknown(route: &str) -> What {
         body_bytes: 0,
         correlation_id: None,
         trace_id: None,
+        job_id: None,
     }
 }

@@ -10,6 +10,8 @@ use duo_process::nats::NatsConfig;
 use duo_process::telemetry::LogFormat;
 use secrecy::SecretString;
 
+use crate::jobs::JobsConfig;
+
 /// Requests queue this long for a model that no worker serves, unless a
 /// setting says otherwise: a worker may be restarting or loading the model.
 /// After that they are refused.
@@ -42,6 +44,8 @@ pub struct Config {
     pub gitlab_ca_file: Option<PathBuf>,
     /// Reading GitLab's own feature settings, where an operator wants that.
     pub gitlab_sync: Option<GitlabSyncConfig>,
+    /// How jobs are kept.
+    pub jobs: JobsConfig,
     /// Logs.
     pub log: LogConfig,
 }
@@ -160,6 +164,7 @@ impl Config {
             tokenizer_dir: env_ref.optional("DUO_TOKENIZER_DIR").map(PathBuf::from),
             gitlab_ca_file: env_ref.optional("DUO_GITLAB_CA_FILE").map(PathBuf::from),
             gitlab_sync: gitlab_sync(env_ref),
+            jobs: jobs(env_ref),
             log: LogConfig {
                 filter: env_ref.text("DUO_LOG", "info"),
                 format: env_ref.parse("DUO_LOG_FORMAT", LogFormat::Human),
@@ -186,6 +191,29 @@ pub fn database_url(env: &mut Env) -> SecretString {
         );
         SecretString::from("")
     })
+}
+
+/// Least time that results are kept: a client's own retry comes hours later.
+const MIN_RESULTS_KEPT: Duration = Duration::from_secs(3600);
+/// Two brokers' clocks and one late statement are to be no death.
+const MIN_JOB_LEASE: Duration = Duration::from_secs(4);
+
+fn jobs(env: &mut Env) -> JobsConfig {
+    let usual = JobsConfig::default();
+    let jobs = JobsConfig {
+        results_kept: env.duration("DUO_JOB_RESULTS_FOR", usual.results_kept),
+        kept: env.duration("DUO_JOBS_FOR", usual.kept),
+        client_backlog: env.parse("DUO_JOBS_PER_CLIENT", usual.client_backlog),
+        backlog: env.parse("DUO_JOBS_WAITING", usual.backlog),
+        lease: env.duration("DUO_JOB_LEASE", usual.lease),
+    };
+    if jobs.results_kept < MIN_RESULTS_KEPT {
+        env.problem("DUO_JOB_RESULTS_FOR has to be at least 1h".into());
+    }
+    if jobs.lease < MIN_JOB_LEASE {
+        env.problem("DUO_JOB_LEASE has to be at least 4s".into());
+    }
+    jobs
 }
 
 fn broker_name(env: &mut Env) -> String {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use duo_contract::dead::DeadHead;
 use duo_contract::failure::FailureKind;
-use duo_contract::name::{FeatureName, ModelName};
+use duo_contract::name::{FeatureName, Lane, ModelName};
 use duo_contract::snapshot::Feature;
 
 use crate::admission::{Admission, Asker};
@@ -186,6 +186,45 @@ impl Exchange {
             supersede_key: None,
         };
         self.send(caller, record, &routed, work).await
+    }
+
+    /// Feature and model of a job, as they are now.
+    ///
+    /// # Errors
+    /// Either is gone, or the feature is inactive.
+    pub fn again(&self, feature: &FeatureName, model: &ModelName) -> Result<RoutedRequest, ExchangeError> {
+        self.routing.load().again(feature, model)
+    }
+
+    /// Sends a run of a job.
+    ///
+    /// # Errors
+    /// As [`Exchange::send`].
+    pub async fn run_job(
+        &self,
+        caller: &Caller,
+        record: &OpenRecord,
+        routed: &RoutedRequest,
+        work: Work,
+    ) -> Result<Reply, ExchangeError> {
+        self.takes_anything()?;
+        self.send(caller, record, routed, work).await
+    }
+
+    /// Slots that serve a model now.
+    #[must_use]
+    pub fn slots_of(&self, model: &ModelName) -> u32 {
+        self.admission.outlook(model).slots
+    }
+
+    /// Seconds until a job with so many before it has a slot; `None` where nobody serves its model.
+    #[must_use]
+    pub fn wait_of(&self, lane: Lane, model: &ModelName, ahead: u64) -> Option<f64> {
+        let outlook = self.admission.outlook(model);
+        let slots = f64::from(outlook.slots);
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let turns = ahead as f64 / slots;
+        (outlook.slots > 0).then(|| outlook.wait[lane as usize] + turns * outlook.slot_time[lane as usize])
     }
 
     /// Sends a probe, whatever the rules say of its model and feature. It leaves no dead letter.

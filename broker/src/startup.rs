@@ -35,6 +35,7 @@ use crate::exchange::Exchange;
 use crate::fleet::{self, Fleet};
 use crate::gitlab_sync;
 use crate::identity::{self, Identities};
+use crate::jobs::{self, JobMetrics, Jobs};
 use crate::letters::Letters;
 use crate::metrics::Metrics;
 use crate::prompt::Prompts;
@@ -51,6 +52,8 @@ const START_PATIENCE: Duration = Duration::from_secs(30);
 const CONFIGURATION_PATIENCE: Duration = Duration::from_secs(5);
 /// Pause between two tries at start.
 const START_PAUSE: Duration = Duration::from_millis(250);
+/// How long runs of jobs that were cut may take to say so.
+const LAST_RUNS: Duration = Duration::from_secs(1);
 /// How long the last audit records may take to reach NATS at the end.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -135,14 +138,7 @@ pub async fn run(
         queue_stores,
         audit_stores,
     };
-    let (dispatch, chore_queue, letters) = Dispatch::new(parts);
-    let chores_done = tokio::spawn(chores::run(chore_queue, nats.clone(), closing.clone()));
-    let letters_kept = tokio::spawn(dead::run(
-        letters,
-        nats.clone(),
-        shutdown.clone(),
-        closing.clone(),
-    ));
+    let (dispatch, [chores_done, letters_kept]) = start_dispatch(parts, &shutdown, &closing);
     spawn_dispatch(&dispatch, &audit_sink).await?;
 
     let background = Shutdown::new();
@@ -170,12 +166,17 @@ pub async fn run(
         follow::snapshots(followed, configured, background.clone()),
     );
 
+    let exchange = Exchange::new(routing, admission, audit.clone(), dispatch.clone());
+    let run_by = (exchange.clone(), audit.clone(), dispatch.clone());
+    let parts = job_parts(&config, &registry, (&store, &nats), run_by);
+    let (jobs, jobs_settled) = Jobs::start(parts, &shutdown, &background, &closing);
     let state = ApiState {
-        exchange: Exchange::new(routing, admission, audit.clone(), dispatch.clone()),
+        exchange,
         authenticator,
         prompts,
         audit,
         documentation: Some(Documentation::new(store.clone())),
+        jobs: Some(jobs.clone()),
         readiness: Arc::new({
             let readiness = readiness.clone();
             move || readiness.blockers().is_empty()
@@ -186,20 +187,54 @@ pub async fn run(
     wait_for(first, &shutdown).await;
     tracing::info!(broker = config.name, listen = %api_listener.local_addr()?, "serving");
     let grace = config.http.drain_grace;
-    let drained = front::serve(api_listener, app, &shutdown, &readiness, grace, || {
-        dispatch.leave()
-    })
-    .await;
+    let under_way = front::UnderWay {
+        grace,
+        besides: jobs.finished(),
+        cut: || dispatch.leave(),
+    };
+    let drained = front::serve(api_listener, app, &shutdown, &readiness, under_way).await;
     tracing::info!(drained, "the API has stopped");
     // Records of requests that ended well before may still wait for a worker's last word.
     dispatch.leave();
+    let _ = tokio::time::timeout(LAST_RUNS, jobs.finished()).await;
     closing.begin();
     background.begin();
-    let last_words = [chores_done, audit_done, letters_kept];
+    let last_words = [chores_done, audit_done, letters_kept, jobs_settled];
     wind_down(&nats, last_words, &background).await;
     operations_end.begin();
     operations_end.drained(Duration::from_secs(1)).await;
     Ok(())
+}
+
+/// The dispatch and what runs beside it: its chores and its dead letters, until nothing is to be said any more.
+fn start_dispatch(
+    parts: Parts,
+    shutdown: &Shutdown,
+    closing: &Shutdown,
+) -> (Dispatch, [tokio::task::JoinHandle<()>; 2]) {
+    let nats = parts.nats.clone();
+    let (dispatch, chores, letters) = Dispatch::new(parts);
+    let chores_done = tokio::spawn(chores::run(chores, nats.clone(), closing.clone()));
+    let letters_kept = tokio::spawn(dead::run(letters, nats, shutdown.clone(), closing.clone()));
+    (dispatch, [chores_done, letters_kept])
+}
+
+fn job_parts(
+    config: &Config,
+    registry: &Registry,
+    (store, nats): (&Store, &Nats),
+    (exchange, audit, dispatch): (Exchange, AuditLog, Dispatch),
+) -> jobs::Parts {
+    jobs::Parts {
+        broker: config.name.clone(),
+        config: config.jobs,
+        store: store.clone(),
+        dispatch,
+        exchange,
+        audit,
+        nats: nats.clone(),
+        metrics: JobMetrics::register(registry),
+    }
 }
 
 fn administration(state: &ApiState, dispatch: &Dispatch, nats: &Nats, store: &Store) -> axum::Router {
@@ -216,7 +251,7 @@ fn administration(state: &ApiState, dispatch: &Dispatch, nats: &Nats, store: &St
 }
 
 /// Lets what was said leave, and the background end.
-async fn wind_down(nats: &Nats, last_words: [tokio::task::JoinHandle<()>; 3], background: &Shutdown) {
+async fn wind_down(nats: &Nats, last_words: [tokio::task::JoinHandle<()>; 4], background: &Shutdown) {
     let flushed = async {
         for task in last_words {
             // Nothing but a panic ends them early.

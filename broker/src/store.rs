@@ -17,6 +17,7 @@ pub mod documentation;
 pub mod features;
 pub mod gitlab_sync;
 pub mod issuers;
+pub mod jobs;
 pub mod models;
 pub mod prompts;
 pub mod snapshot;
@@ -238,17 +239,19 @@ impl Store {
             r#"SELECT needed.what || ' on ' || needed.of AS "missing!"
                FROM (SELECT what, of
                      FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS what,
-                          unnest(ARRAY['models', 'features', 'support_levels', 'prompts', 'issuers', 'config_outbox']) AS of
+                          unnest(ARRAY['models', 'features', 'support_levels', 'prompts', 'issuers', 'config_outbox',
+                                       'job_keys', 'job_owners']) AS of
                      UNION ALL
                      SELECT what, of
                      FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS what,
-                          unnest(ARRAY['config_revision', 'api_tokens', 'gitlab_sync']) AS of
+                          unnest(ARRAY['config_revision', 'api_tokens', 'gitlab_sync', 'jobs']) AS of
                      UNION ALL
                      SELECT 'SELECT', of FROM unnest(ARRAY['documentation_versions', 'documentation_sections']) AS of
                      UNION ALL
                      SELECT what, of
                      FROM unnest(ARRAY['SELECT', 'INSERT']) AS what,
-                          unnest(ARRAY['change_records', 'audit_events', 'audit_late_ends', 'audit_rejects']) AS of
+                          unnest(ARRAY['change_records', 'audit_events', 'audit_late_ends', 'audit_rejects',
+                                       'job_inputs', 'job_results']) AS of
                     ) AS needed
                WHERE NOT has_table_privilege(needed.of, needed.what)"#
         )

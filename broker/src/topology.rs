@@ -28,8 +28,8 @@ const LIVE_MAX_AGE: Duration = Duration::from_secs(2 * 3600);
 /// left for them: those of a model that was removed would make each acknowledgement dearer. One that is still configured
 /// is made again at the next look.
 const UNUSED_FOR: Duration = Duration::from_secs(3 * 3600);
-/// Backstop past the longest job.
-const JOBS_MAX_AGE: Duration = Duration::from_secs(8 * 24 * 3600);
+/// Whoever follows a job later has its answer from the result.
+const JOB_REPLIES_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 /// Dead letters stay this long.
 const DEAD_MAX_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How long a worker that says nothing counts as present.
@@ -90,13 +90,13 @@ pub async fn ensure(nats: &Nats, queue: &QueueConfig) -> Result<(), TopologyErro
     ensure_consumer(&context, subject::AUDIT_STREAM, audit_consumer(queue)).await
 }
 
-/// Creates or updates the consumers of one model: one per live lane.
+/// Creates or updates the consumers of one model: one per lane.
 ///
 /// # Errors
 /// A consumer that the server refuses.
 pub async fn ensure_model(nats: &Nats, queue: &QueueConfig, model: &ModelName) -> Result<(), TopologyError> {
     let context = nats.jetstream();
-    for lane in Lane::LIVE {
+    for lane in Lane::ALL {
         let filter = subject::live_filter(lane, model);
         let config = pull::Config {
             inactive_threshold: UNUSED_FOR,
@@ -129,7 +129,7 @@ pub async fn mend(nats: &Nats, queue: &QueueConfig, models: &[ModelName]) -> Res
     }
     let writer = std::iter::once((subject::AUDIT_STREAM, subject::AUDIT_CONSUMER.to_owned()));
     let live = models.iter().flat_map(|model| {
-        Lane::LIVE.map(|lane| (subject::LIVE_STREAM, subject::consumer(lane, model).to_string()))
+        Lane::ALL.map(|lane| (subject::LIVE_STREAM, subject::consumer(lane, model).to_string()))
     });
     let mut consumers = Vec::new();
     for (stream, consumer) in writer.chain(live) {
@@ -226,18 +226,10 @@ fn streams(queue: &QueueConfig) -> Vec<stream::Config> {
             ..work_queue(subject::LIVE_STREAM, subject::LIVE_SUBJECTS)
         },
         stream::Config {
-            max_messages_per_subject: 1,
-            discard_new_per_subject: true,
-            max_messages: queue.live_max_messages,
-            max_bytes: queue.live_max_bytes,
-            max_age: JOBS_MAX_AGE,
-            ..work_queue(subject::JOBS_STREAM, subject::JOBS_SUBJECTS)
-        },
-        stream::Config {
             retention: RetentionPolicy::Limits,
             discard: DiscardPolicy::Old,
             max_bytes: 256 * MIB,
-            max_age: JOBS_MAX_AGE,
+            max_age: JOB_REPLIES_MAX_AGE,
             ..work_queue(subject::JOB_REPLIES_STREAM, subject::JOB_REPLIES_SUBJECTS)
         },
         stream::Config {

@@ -544,6 +544,7 @@ fn admitted(request_id: Uuid, second: i64, broker: &str) -> AuditRecord {
             body_bytes: 99,
             correlation_id: None,
             trace_id: None,
+            job_id: None,
         },
         end: None,
     }

@@ -19,6 +19,7 @@ mod gitlab_doors;
 mod gitlab_sync;
 mod ide_direct;
 mod infer;
+mod jobs;
 mod language_server;
 mod nats_restart;
 mod neighbours;

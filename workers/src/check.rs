@@ -99,7 +99,7 @@ fn nats_findings(nats: &Nats) -> Vec<Finding> {
 async fn consumer_findings(nats: &Nats, server: &ServerConfig) -> Vec<Finding> {
     let mut findings = Vec::new();
     for served in &server.models {
-        for lane in Lane::LIVE {
+        for lane in Lane::ALL {
             let consumer = subject::consumer(lane, &served.model);
             let pull = subject::pull(subject::LIVE_STREAM, &consumer);
             let about = format!("consumer {consumer}");

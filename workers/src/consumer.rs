@@ -75,7 +75,7 @@ impl Fetcher {
     ) -> Result<Self, async_nats::SubscribeError> {
         let mut sources = Vec::new();
         for model in server.models() {
-            for lane in Lane::LIVE {
+            for lane in Lane::ALL {
                 let consumer = subject::consumer(lane, model);
                 sources.push(Source {
                     stream: subject::LIVE_STREAM,

@@ -5,11 +5,9 @@ use uuid::Uuid;
 
 use crate::name::{FeatureName, Lane, ModelName};
 
-/// Live requests: work queue, owner is the broker that holds the client.
+/// Requests: work queue, owner is the broker that holds the client or runs the job.
 pub const LIVE_STREAM: &str = "DUO_LIVE";
-/// Jobs: work queue, owner is a row in Postgres.
-pub const JOBS_STREAM: &str = "DUO_JOBS";
-/// Replies of jobs, replayable from any frame.
+/// What answers of jobs have so far, for whoever follows them.
 pub const JOB_REPLIES_STREAM: &str = "DUO_JOB_REPLIES";
 /// Audit records on their way to Postgres.
 pub const AUDIT_STREAM: &str = "DUO_AUDIT";
@@ -27,8 +25,6 @@ pub const SNAPSHOT_KEY: &str = "snapshot";
 
 /// Subjects that the live stream stores.
 pub const LIVE_SUBJECTS: &str = "duo.requests.>";
-/// Subjects that the jobs stream stores.
-pub const JOBS_SUBJECTS: &str = "duo.jobs.>";
 /// Subjects that the job replies stream stores.
 pub const JOB_REPLIES_SUBJECTS: &str = "duo.job_replies.>";
 /// Subjects that the audit stream stores.
@@ -47,12 +43,6 @@ pub fn request(lane: Lane, feature: &FeatureName, model: &ModelName, key: &str) 
     format!("duo.requests.{lane}.{feature}.{}.{key}", model.token())
 }
 
-/// Subject of a job: `duo.jobs.<lane>.<feature>.<model>.<job>`.
-#[must_use]
-pub fn job(lane: Lane, feature: &FeatureName, model: &ModelName, job: Uuid) -> String {
-    format!("duo.jobs.{lane}.{feature}.{}.{}", model.token(), job.simple())
-}
-
 /// The key under which a broker publishes a live request again, which no
 /// caller's limit covers.
 #[must_use]
@@ -66,14 +56,7 @@ pub fn live_filter(lane: Lane, model: &ModelName) -> String {
     format!("duo.requests.{lane}.*.{}.*", model.token())
 }
 
-/// Filter of the consumer that serves one lane of one model's jobs.
-#[must_use]
-pub fn jobs_filter(lane: Lane, model: &ModelName) -> String {
-    format!("duo.jobs.{lane}.*.{}.*", model.token())
-}
-
-/// Durable consumer of one lane and model, the same name in the live and the
-/// jobs stream: `<lane>-<model>`.
+/// Durable consumer of one lane and model: `<lane>-<model>`.
 #[must_use]
 pub fn consumer(lane: Lane, model: &ModelName) -> String {
     format!("{lane}-{}", model.token())
@@ -120,8 +103,20 @@ pub fn request_of_question(subject: &str) -> Option<Uuid> {
     Uuid::try_parse(request).ok()
 }
 
-/// Where any broker answers claims for jobs.
-pub const JOB_CLAIMS: &str = "duo.claims.jobs";
+/// Where pieces of a job's answer are stored.
+#[must_use]
+pub fn job_replies(job: Uuid) -> String {
+    format!("duo.job_replies.{}", job.simple())
+}
+
+/// Where whoever follows a job hears that its row has changed.
+#[must_use]
+pub fn job_news(job: Uuid) -> String {
+    format!("duo.job_news.{}", job.simple())
+}
+
+/// Where every broker hears that a job is over, so that whoever runs it stops; the payload is its id.
+pub const JOB_STOPS: &str = "duo.job_stops";
 
 /// Where a worker hears that an attempt is to stop.
 #[must_use]

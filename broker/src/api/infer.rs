@@ -62,7 +62,7 @@ async fn answer(name: &str, inbound: &mut Inbound) -> Result<Response, ApiError>
 }
 
 /// What every model server would refuse need not wait for one.
-fn check(fields: &Fields<'_>) -> Result<(), ApiError> {
+pub(super) fn check(fields: &Fields<'_>) -> Result<(), ApiError> {
     fields.text("id", MAX_NAME)?;
     fields.object("parameters")?;
     fields.objects("outputs", MAX_INPUTS)?;

@@ -199,6 +199,18 @@ async fn render(
     stream: bool,
 ) -> Result<(Work, RoutedRequest), ApiError> {
     let routed = inbound.route(&purpose.feature, &code::metadata_hint(fields), stream)?;
+    let work = rendered(id, inbound, purpose, inputs, &routed, stream).await?;
+    Ok((work, routed))
+}
+
+async fn rendered(
+    id: &str,
+    inbound: &Inbound,
+    purpose: &Purpose,
+    inputs: &Map<String, JsonValue>,
+    routed: &RoutedRequest,
+    stream: bool,
+) -> Result<Work, ApiError> {
     let rendered = inbound.api.prompts.fit(id, &routed.model, |room| Use {
         id,
         model: &routed.model,
@@ -209,14 +221,26 @@ async fn render(
     let rendered = rendered
         .await
         .map_err(|error| ApiError::from(error).blame_inputs())?;
-    let work = Work {
+    Ok(Work {
         endpoint: rendered.endpoint,
         body: rendered.body,
         stream,
         prompt: Some(rendered.prompt),
         supersede_key: None,
-    };
-    Ok((work, routed))
+    })
+}
+
+/// A prompt for a job, and the ids of the documents that it is given.
+pub(super) async fn render_job(
+    inbound: &Inbound,
+    id: &str,
+    purpose: &Purpose,
+    fields: &Fields<'_>,
+    routed: &RoutedRequest,
+) -> Result<(Work, Vec<String>), ApiError> {
+    let inputs = inputs(purpose, fields)?;
+    let rendered = rendered(id, inbound, purpose, &inputs, routed, true).await?;
+    Ok((rendered, sources(&inputs)))
 }
 
 /// The inputs as they came; templates know which they need. The date is ours

@@ -6,6 +6,7 @@ use crate::audit::AuditLog;
 use crate::auth::Authenticator;
 use crate::documentation::Documentation;
 use crate::exchange::Exchange;
+use crate::jobs::Jobs;
 use crate::prompt::Prompts;
 
 /// Does the broker welcome work at the moment?
@@ -23,6 +24,8 @@ pub struct ApiState {
     pub audit: AuditLog,
     /// The index of the documentation; without one nothing is found.
     pub documentation: Option<Documentation>,
+    /// What is submitted and left; without it there is nothing of it.
+    pub jobs: Option<Jobs>,
     /// Answers `GET /monitoring/ready`.
     pub readiness: Readiness,
 }

@@ -30,7 +30,8 @@ use crate::exchange::Reply;
 use crate::prompt::answer::{End, Unusable};
 use crate::request::{ExchangeError, ReplyEvent};
 
-pub(super) mod chunk;
+pub(super) use crate::chunk;
+
 pub(super) mod lines;
 pub(super) mod raw;
 pub(super) mod spaced;
@@ -48,6 +49,18 @@ pub(super) enum Unreadable {
     /// Text that is not what its prompt asks for.
     #[error(transparent)]
     Answer(#[from] Unusable),
+}
+
+impl From<chunk::Unreadable> for Unreadable {
+    fn from(_: chunk::Unreadable) -> Self {
+        Self::Chunk
+    }
+}
+
+impl From<chunk::Unreadable> for ApiError {
+    fn from(_: chunk::Unreadable) -> Self {
+        Self::unreadable()
+    }
 }
 
 /// How a failed stream ends.

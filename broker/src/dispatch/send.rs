@@ -75,6 +75,12 @@ impl Reply {
         }
     }
 
+    /// Has a worker had it?
+    #[must_use]
+    pub fn is_started(&self) -> bool {
+        self.inflight.queue_wait().is_some()
+    }
+
     /// The body of an answer that is no stream.
     ///
     /// # Errors

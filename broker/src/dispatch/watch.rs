@@ -129,7 +129,7 @@ pub async fn depths(dispatch: Dispatch, routing: Routing, missing: Arc<Notify>, 
         }
         let lines = models
             .iter()
-            .flat_map(|model| Lane::LIVE.map(|lane| (lane, model)));
+            .flat_map(|model| Lane::ALL.map(|lane| (lane, model)));
         let asked = lines.map(async |(lane, model)| {
             if !dispatch.gauge_depth(lane, model).await && dispatch.0.nats.is_up() {
                 missing.notify_one();
@@ -154,7 +154,7 @@ impl Dispatch {
             *entry = age.max(*entry);
         }
         for model in models {
-            for lane in Lane::LIVE {
+            for lane in Lane::ALL {
                 let age = oldest.get(&(lane, model)).copied().unwrap_or_default();
                 let gauge = self
                     .0
@@ -177,7 +177,7 @@ impl Dispatch {
             .serving_slots
             .with_label_values(&[model.as_str()])
             .set(i64::from(outlook.slots));
-        for (number, lane) in Lane::LIVE.into_iter().enumerate() {
+        for (number, lane) in Lane::ALL.into_iter().enumerate() {
             let labels = [lane.as_str(), model.as_str()];
             metrics
                 .expected_wait

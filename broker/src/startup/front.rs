@@ -21,17 +21,26 @@ const FIRST_BYTES: Duration = Duration::from_millis(500);
 /// How long the ends of cut requests may take to reach their clients.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Serves `app` until `shutdown` begins, then finishes requests under way for
-/// `grace` at most; true if all of them ended in time. Otherwise `cut` ends
-/// them, and their clients are told.
+/// What a drain waits for beside requests, how long for all, and what ends it.
+pub(super) struct UnderWay<F, C> {
+    /// The bound.
+    pub(super) grace: Duration,
+    /// Ends with the last of what is under way without a client.
+    pub(super) besides: F,
+    /// Ends requests that are not over by then.
+    pub(super) cut: C,
+}
+
+/// Serves `app` until `shutdown` begins, then finishes what is under way for as long as the grace; true if all of it
+/// ended in time. Otherwise it is cut, and its clients are told.
 pub(super) async fn serve(
     listener: TcpListener,
     app: Router,
     shutdown: &Shutdown,
     readiness: &Readiness,
-    grace: Duration,
-    cut: impl FnOnce(),
+    under_way: UnderWay<impl Future<Output = ()>, impl FnOnce()>,
 ) -> bool {
+    let UnderWay { grace, besides, cut } = under_way;
     let (close, closed) = (Shutdown::new(), Shutdown::new());
     let intake = match Intake::new(listener, close.clone(), closed.clone()) {
         Ok(intake) => intake,
@@ -69,14 +78,22 @@ pub(super) async fn serve(
         }
         () = shutdown.begun() => {}
     }
+    let mut is_served = false;
+    let all = async {
+        let _ = (&mut served).await;
+        is_served = true;
+        besides.await;
+    };
     tokio::select! {
-        _ = &mut served => return true,
+        () = all => return true,
         () = tokio::time::sleep(grace) => {}
         () = shutdown.aborted() => {}
     }
     cut();
-    // Who does not read its last words does without.
-    let _ = tokio::time::timeout(LAST_WORDS, served).await;
+    if !is_served {
+        // Who does not read its last words does without.
+        let _ = tokio::time::timeout(LAST_WORDS, served).await;
+    }
     false
 }
 

@@ -95,6 +95,8 @@ pub struct Event {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trace_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub job_id: Option<Uuid>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub outcome: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -249,7 +251,7 @@ async fn select(
         Event,
         "SELECT request_id, kind, occurred_at, recorded_at, broker, auth, instance_id, user_id, token_id, client,
                 address, route, feature, lane, model, prompt_id, prompt_version, config_revision, stream,
-                body_bytes, correlation_id, trace_id, outcome, reason, worker, attempts, queue_wait_us,
+                body_bytes, correlation_id, trace_id, job_id, outcome, reason, worker, attempts, queue_wait_us,
                 first_byte_us, duration_us, input_tokens, output_tokens
          FROM audit_events
          WHERE ($1::text IS NULL OR feature = $1)
@@ -297,12 +299,12 @@ async fn insert(connection: &mut PgConnection, records: &[&AuditRecord]) -> Resu
              (day, request_id, kind, occurred_at, broker, auth, instance_id, user_id, token_id, client, address,
               route, feature, lane, model, prompt_id, prompt_version, config_revision, stream, body_bytes,
               correlation_id, trace_id, outcome, reason, worker, attempts, queue_wait_us, first_byte_us,
-              duration_us, input_tokens, output_tokens)
+              duration_us, input_tokens, output_tokens, job_id)
          SELECT * FROM unnest($1::date[], $2::uuid[], $3::text[], $4::timestamptz[], $5::text[], $6::text[],
               $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[],
               $15::text[], $16::text[], $17::text[], $18::bigint[], $19::boolean[], $20::bigint[], $21::text[],
               $22::text[], $23::text[], $24::text[], $25::text[], $26::int[], $27::bigint[], $28::bigint[],
-              $29::bigint[], $30::bigint[], $31::bigint[])
+              $29::bigint[], $30::bigint[], $31::bigint[], $32::uuid[])
          ON CONFLICT DO NOTHING",
         column!(r => day_of(r.request_id).expect("the caller has checked the id")),
         column!(r => r.request_id),
@@ -335,6 +337,7 @@ async fn insert(connection: &mut PgConnection, records: &[&AuditRecord]) -> Resu
         column!(r => r.end.as_ref().map(|e| e.duration_us)) as &[Option<i64>],
         column!(r => r.end.as_ref().and_then(|e| e.input_tokens)) as &[Option<i64>],
         column!(r => r.end.as_ref().and_then(|e| e.output_tokens)) as &[Option<i64>],
+        column!(r => r.what.job_id) as &[Option<Uuid>],
     )
     .execute(connection)
     .await?;

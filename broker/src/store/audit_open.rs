@@ -49,7 +49,7 @@ impl Store {
         let rows = sqlx::query!(
             "SELECT request_id, occurred_at, broker, auth, instance_id, user_id, token_id, client, address, route,
                     feature, lane, model, prompt_id, prompt_version, config_revision, stream, body_bytes,
-                    correlation_id, trace_id
+                    correlation_id, trace_id, job_id
              FROM audit_events AS admitted
              WHERE kind = 'admitted'
                AND (occurred_at, request_id) > ($1, $2::uuid)
@@ -96,6 +96,7 @@ impl Store {
                 body_bytes: u64::try_from(row.body_bytes).unwrap_or_default(),
                 correlation_id: row.correlation_id,
                 trace_id: row.trace_id,
+                job_id: row.job_id,
             },
             end: None,
         });

@@ -94,6 +94,7 @@ pub(crate) fn app(
         prompts: Prompts::builtin(),
         audit,
         documentation: None,
+        jobs: None,
         readiness: Arc::new(|| false),
     };
     api::router(Arc::new(state), audit_events, None)

@@ -136,6 +136,7 @@ impl Broker {
             prompts: Prompts::builtin(),
             audit: audit.clone(),
             documentation: None,
+            jobs: None,
             readiness: Arc::new(|| true),
         };
         let mut broker = Self {

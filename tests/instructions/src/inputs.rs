@@ -155,6 +155,7 @@ pub(crate) fn record() -> AuditRecord {
         body_bytes: 812,
         correlation_id: Some("01K8ZC3MZ0Q4N8V2M6Y1T0R5AB".into()),
         trace_id: Some("0af7651916cd43dd8448eb211c80319c".into()),
+        job_id: None,
     };
     let end = End {
         outcome: Outcome::Completed,

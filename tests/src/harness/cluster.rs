@@ -102,6 +102,15 @@ impl Cluster {
         Call::new(&self.http, method, &format!("{}{path}", self.url()))
     }
 
+    /// A call to one broker.
+    ///
+    /// # Panics
+    /// There is no broker of that number.
+    pub fn call_at(&self, number: usize, method: Method, path: &str) -> Call {
+        let url = format!("http://{}{path}", self.address_of(number));
+        Call::new(&self.http, method, &url)
+    }
+
     /// A call with the API token of an OpenAI client.
     pub fn openai(&self, path: &str, body: &Value) -> Call {
         self.call(Method::POST, path).token(&self.client_token).json(body)

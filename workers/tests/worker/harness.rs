@@ -133,7 +133,7 @@ pub(crate) async fn set_up(client: &async_nats::Client) {
         })
         .await
         .expect("a stream");
-    for lane in Lane::LIVE {
+    for lane in Lane::ALL {
         let name = subject::consumer(lane, &model());
         live.create_consumer(pull::Config {
             durable_name: Some(name),

@@ -84,7 +84,7 @@ pub(super) async fn queues(State(admin): State<Arc<AdminState>>) -> Json<Queues>
     models.sort();
     let lines = models
         .into_iter()
-        .flat_map(|model| Lane::LIVE.map(|lane| (lane, model.clone())))
+        .flat_map(|model| Lane::ALL.map(|lane| (lane, model.clone())))
         .map(|(lane, model)| queue(Arc::clone(&admin), lane, model));
     let queues = futures_util::stream::iter(lines)
         .buffered(AT_ONCE)
@@ -112,7 +112,7 @@ async fn queue(admin: Arc<AdminState>, lane: Lane, model: ModelName) -> Queue {
         wait,
         slot_time,
     } = admin.admission.outlook(&model);
-    let at = usize::from(lane != Lane::LIVE[0]);
+    let at = lane as usize;
     Queue {
         lane,
         model,

@@ -96,6 +96,7 @@ fn a_model_is_named_by_identifier_or_family_and_never_by_address() {
 
 fn answer_of(text: &str) -> JsonValue {
     let whole = Whole {
+        finish_reason: None,
         text: text.to_owned(),
         at_limit: false,
         usage: Usage {

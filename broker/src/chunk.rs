@@ -1,12 +1,14 @@
-//! What GitLab's formats need of a model server's chunk or whole answer.
+//! What is needed of a model server's chunk or whole answer where its text alone counts.
 
 use std::borrow::Cow;
 
 use duo_contract::frame::Summary;
 use serde::Deserialize;
 
-use super::Unreadable;
-use crate::api::error::ApiError;
+/// Something that is not what a model server sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the model server sent an answer that could not be read")]
+pub struct Unreadable;
 
 /// Text of a JSON string, borrowed where it holds no escapes.
 #[derive(Debug, Deserialize)]
@@ -41,51 +43,51 @@ struct Message<'a> {
 
 /// Tokens that the model server counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-pub(in crate::api) struct Usage {
+pub(crate) struct Usage {
     /// Tokens of the prompt.
     #[serde(default)]
-    pub(in crate::api) prompt_tokens: u64,
+    pub(crate) prompt_tokens: u64,
     /// Tokens generated.
     #[serde(default)]
-    pub(in crate::api) completion_tokens: u64,
+    pub(crate) completion_tokens: u64,
 }
 
 /// The first choice's text in a chunk, if it has any.
-pub(in crate::api) fn text(line: &[u8]) -> Result<Option<Cow<'_, str>>, Unreadable> {
-    let answer: Answer<'_> = serde_json::from_slice(line).map_err(|_| Unreadable::Chunk)?;
+pub(crate) fn text(line: &[u8]) -> Result<Option<Cow<'_, str>>, Unreadable> {
+    let answer: Answer<'_> = serde_json::from_slice(line).map_err(|_| Unreadable)?;
     Ok(answer.choices.into_iter().next().and_then(Choice::into_text))
 }
 
 /// A whole answer.
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::api) struct Whole {
+pub(crate) struct Whole {
     /// The first choice's text.
-    pub(in crate::api) text: String,
+    pub(crate) text: String,
     /// Did the model stop because of the output limit?
-    pub(in crate::api) at_limit: bool,
+    pub(crate) at_limit: bool,
+    /// Why it stopped, in the model server's word.
+    pub(crate) finish_reason: Option<String>,
     /// Tokens, where the model server counted them.
-    pub(in crate::api) usage: Usage,
+    pub(crate) usage: Usage,
 }
 
 /// Reads the body of an answer that is no stream.
-pub(in crate::api) fn whole(summary: &Summary, body: &[u8]) -> Result<Whole, ApiError> {
-    let answer: Answer<'_> = serde_json::from_slice(body).map_err(|_| ApiError::unreadable())?;
+pub(crate) fn whole(summary: &Summary, body: &[u8]) -> Result<Whole, Unreadable> {
+    let answer: Answer<'_> = serde_json::from_slice(body).map_err(|_| Unreadable)?;
     let usage = answer.usage.unwrap_or(Usage {
         prompt_tokens: summary.input_tokens.unwrap_or(0),
         completion_tokens: summary.output_tokens.unwrap_or(0),
     });
-    let choice = answer
-        .choices
-        .into_iter()
-        .next()
-        .ok_or_else(ApiError::unreadable)?;
-    let at_limit = choice
+    let choice = answer.choices.into_iter().next().ok_or(Unreadable)?;
+    let finish_reason = choice
         .finish_reason
         .as_ref()
-        .is_some_and(|reason| reason.0 == "length");
+        .map(|reason| reason.0.clone().into_owned());
+    let at_limit = finish_reason.as_deref() == Some("length");
     Ok(Whole {
         text: choice.into_text().map(Cow::into_owned).unwrap_or_default(),
         at_limit,
+        finish_reason,
         usage,
     })
 }

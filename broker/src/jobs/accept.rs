@@ -1,0 +1,172 @@
+//! Takes submissions into Postgres, those together that come together.
+
+use std::sync::PoisonError;
+
+use duo_contract::name::ModelName;
+use duo_process::shutdown::Shutdown;
+use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
+
+use super::Jobs;
+use crate::store::StoreError;
+use crate::store::jobs::{Accepted, NewJob};
+
+/// Submissions that wait for Postgres; more of them are refused.
+pub const CAPACITY: usize = 4096;
+/// Most submissions of one transaction.
+const BATCH: usize = 256;
+
+/// Why a job was not accepted. Nothing of it was stored.
+#[derive(Debug, thiserror::Error)]
+pub enum AcceptError {
+    /// Its idempotency key is on its way into Postgres with another submission.
+    #[error("a submission with this idempotency key is being accepted just now; ask again in a second")]
+    BeingCreated,
+    /// Its idempotency key was used for something else.
+    #[error("this idempotency key was used for another job; use a new key for a new job")]
+    OtherContent,
+    /// The client has too many jobs waiting.
+    #[error("you have {0} jobs waiting, which is as many as you may; wait for some to end")]
+    ClientBacklog(u64),
+    /// Too many jobs wait in all.
+    #[error("too many jobs are waiting; try again later")]
+    Backlog,
+    /// Postgres is away, or refuses.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// This broker is stopping, or Postgres takes nothing for long.
+    #[error("this broker accepts no job just now; try again")]
+    Busy,
+}
+
+/// A submission on its way.
+#[derive(Debug)]
+pub(super) struct Submission {
+    job: NewJob,
+    told: oneshot::Sender<Result<Accepted, AcceptError>>,
+}
+
+/// A key that is on its way, until this is dropped.
+struct Creating<'a> {
+    jobs: &'a Jobs,
+    key: Option<(String, String)>,
+}
+
+impl<'a> Creating<'a> {
+    fn begin(jobs: &'a Jobs, job: &NewJob) -> Result<Self, AcceptError> {
+        let key = job.key.as_ref().map(|key| (job.client.clone(), key.key.clone()));
+        if let Some(key) = &key {
+            let mut creating = jobs.0.creating.lock().unwrap_or_else(PoisonError::into_inner);
+            if !creating.insert(key.clone()) {
+                return Err(AcceptError::BeingCreated);
+            }
+        }
+        Ok(Self { jobs, key })
+    }
+}
+
+impl Drop for Creating<'_> {
+    fn drop(&mut self) {
+        if let Some(key) = &self.key {
+            let mut creating = self
+                .jobs
+                .0
+                .creating
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            creating.remove(key);
+        }
+    }
+}
+
+/// Accepts a job; its id, or that of the job that its idempotency key stands for.
+pub(super) async fn submit(jobs: &Jobs, job: NewJob) -> Result<Uuid, AcceptError> {
+    check_backlog(jobs, &job)?;
+    let _creating = Creating::begin(jobs, &job)?;
+    let id = job.id;
+    let (told, heard) = oneshot::channel();
+    jobs.0
+        .submissions
+        .try_send(Submission { job, told })
+        .map_err(|_| AcceptError::Busy)?;
+    match heard.await.map_err(|_| AcceptError::Busy)?? {
+        Accepted::New => Ok(id),
+        Accepted::Same(earlier) => Ok(earlier),
+        Accepted::Other => Err(AcceptError::OtherContent),
+    }
+}
+
+/// What waits was counted seconds ago; the bounds are no less bounds for that.
+fn check_backlog(jobs: &Jobs, job: &NewJob) -> Result<(), AcceptError> {
+    let (config, backlog) = (jobs.parts().config, jobs.backlog());
+    let (mut all, mut own) = (0, 0);
+    for line in &backlog.lines {
+        all += line.count;
+        if line.client == job.client {
+            own += line.count;
+        }
+    }
+    if own >= config.client_backlog {
+        return Err(AcceptError::ClientBacklog(own));
+    }
+    if all >= config.backlog {
+        return Err(AcceptError::Backlog);
+    }
+    Ok(())
+}
+
+/// Writes submissions until the shutdown begins.
+pub(super) async fn run(jobs: Jobs, mut submissions: mpsc::Receiver<Submission>, shutdown: Shutdown) {
+    let mut batch = Vec::with_capacity(BATCH);
+    loop {
+        tokio::select! {
+            biased;
+            _ = submissions.recv_many(&mut batch, BATCH) => write(&jobs, std::mem::take(&mut batch)).await,
+            () = shutdown.begun() => return,
+        }
+    }
+}
+
+async fn write(jobs: &Jobs, batch: Vec<Submission>) {
+    let rows: Vec<&NewJob> = batch.iter().map(|submission| &submission.job).collect();
+    let written = jobs.store().accept_jobs(&rows).await;
+    match written {
+        Ok(accepted) => {
+            let new = accepted.iter().filter(|one| **one == Accepted::New).count();
+            jobs.parts().metrics.accepted.inc_by(new as u64);
+            jobs.0.room.notify_one();
+            for (submission, accepted) in batch.into_iter().zip(accepted) {
+                // A client that has left finds its job by its key.
+                let _ = submission.told.send(Ok(accepted));
+            }
+        }
+        // One that Postgres refuses is not to take the others with it.
+        Err(StoreError::Refused(_)) if batch.len() > 1 => {
+            for submission in batch {
+                Box::pin(write(jobs, vec![submission])).await;
+            }
+        }
+        Err(error) => {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                jobs = batch.len(),
+                "jobs were not accepted"
+            );
+            let mut error = Some(error);
+            for submission in batch {
+                let told = error.take().map_or(AcceptError::Busy, AcceptError::Store);
+                let _ = submission.told.send(Err(told));
+            }
+        }
+    }
+}
+
+impl Jobs {
+    /// Jobs that wait for `model` in Postgres, as counted seconds ago.
+    #[must_use]
+    pub fn waiting_for(&self, model: &ModelName) -> u64 {
+        let backlog = self.backlog();
+        let lines = backlog.lines.iter().filter(|line| line.model == *model);
+        lines.map(|line| line.count).sum()
+    }
+}
