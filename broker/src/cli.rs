@@ -40,6 +40,7 @@ use self::output::say;
   duo-broker dead list --since 1h                         requests that were given up
   duo-broker docs index /opt/gitlab/embedded/service/gitlab-rails/doc --version 18.9
   duo-broker test model mistral                           does it answer?
+  duo-broker openapi > admin.json                         the administration API, for programs
 
 All but `serve`, `dead`, `test` and `openapi` need DUO_DATABASE_URL (or DUO_DATABASE_URL_FILE) only; `dead` needs
 DUO_NATS_URL, `test` a running broker and DUO_ADMIN_TOKEN.

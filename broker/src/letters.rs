@@ -14,6 +14,7 @@ use duo_contract::seal::SealKeys;
 use duo_contract::subject;
 use duo_process::nats::Nats;
 use serde::Serialize;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 /// Most letters on one page.
@@ -60,7 +61,8 @@ pub struct Filter {
 }
 
 /// Letters, newest first, and where the next page begins.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
+#[schema(as = DeadLetters)]
 pub struct Page {
     /// The letters.
     pub letters: Vec<DeadHead>,

@@ -15,7 +15,8 @@ const PERSON: &str = "alice";
 type Check = Box<dyn FnOnce(&Answer, &Cluster)>;
 type Story = Pin<Box<dyn Future<Output = ()>>>;
 type Tell = Box<dyn FnOnce(Arc<Cluster>) -> Story>;
-type Change = fn(&mut Settings);
+/// What a model server does otherwise than usual.
+pub(crate) type Change = fn(&mut Settings);
 
 /// One line of the contract.
 pub(crate) struct Case {

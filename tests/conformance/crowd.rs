@@ -121,7 +121,7 @@ fn beyond(what: &str, first: Ask, asks: Vec<Ask>) -> Case {
 }
 
 /// Eight requests of the person that cases ask for.
-async fn fill(cluster: &Cluster, ask: &Ask) -> Vec<JoinHandle<()>> {
+pub(crate) async fn fill(cluster: &Cluster, ask: &Ask) -> Vec<JoinHandle<()>> {
     let asked = (0..8).map(|number| {
         let mut ask = ask.clone();
         if ask.path() == COMPLETIONS {
@@ -140,7 +140,8 @@ async fn fill(cluster: &Cluster, ask: &Ask) -> Vec<JoinHandle<()>> {
     asked
 }
 
-async fn drain(cluster: &Cluster, running: Vec<JoinHandle<()>>) {
+/// They leave.
+pub(crate) async fn drain(cluster: &Cluster, running: Vec<JoinHandle<()>>) {
     running.iter().for_each(JoinHandle::abort);
     drop(running);
     cluster.queued(0).await;

@@ -7,7 +7,7 @@ use crate::bodies::{each, metadata};
 use crate::case::{Ask, Case, case, story};
 
 /// The largest body that is read.
-const MAX_BODY: usize = 4 << 20;
+pub(crate) const MAX_BODY: usize = 4 << 20;
 /// The largest body of code that Rails forwards.
 const RAILS_CODE: usize = 600_000;
 /// A chat with files attached.
@@ -76,7 +76,7 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 /// The same body with so many bytes.
-fn padded(ask: &Ask, size: usize) -> String {
+pub(crate) fn padded(ask: &Ask, size: usize) -> String {
     let body = ask.body("").to_string();
     let room = size - body.len();
     format!("{body}{}", " ".repeat(room))

@@ -1,19 +1,24 @@
-//! The contract with GitLab and its editors, line by line, over HTTP against the running programs.
+//! The contract with GitLab, its editors, and who asks for vectors and inferences, line by line, over HTTP against the
+//! running programs.
 //!
 //! A case is one thing that a client relies on; its name says which. All of them share a few clusters, because a case
 //! takes milliseconds and a cluster seconds. What fails is told at the end, all of it together, with the count.
 
 mod access;
+mod administrator;
 mod bodies;
 mod case;
 mod chat;
 mod completions;
 mod crowd;
 mod documentation;
+mod embeddings;
 mod everywhere;
 mod generations;
+mod infer;
 mod old_generations;
 mod older;
+mod openai_embeddings;
 mod prompts;
 mod setup;
 mod trouble;
@@ -50,7 +55,11 @@ async fn every_line_of_the_contract_holds() {
         prompts::cases(),
         older::cases(),
         documentation::cases(),
+        embeddings::cases(),
+        infer::cases(),
         crowd::shares(),
+        // Last: a second caller at work would have a part of the shares before.
+        openai_embeddings::cases(),
     ];
     for case in usual.into_iter().flatten() {
         tally.take(case, &plain).await;

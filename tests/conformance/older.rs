@@ -1,19 +1,15 @@
-//! Chat tools of old, package files, vectors of code, tokens for IDEs, models, and health.
+//! Chat tools of old, package files, tokens for IDEs, models, and health.
 
 use http::Method;
 use serde_json::{Value, json};
 
-use crate::bodies::{
-    DIRECT, EMBEDDINGS, EXPLAIN, PAYLOAD, TOKEN, XRAY, completion, embeddings, letters, metadata, old_tool,
-    xray,
-};
+use crate::bodies::{DIRECT, EXPLAIN, PAYLOAD, TOKEN, XRAY, completion, letters, old_tool, xray};
 use crate::case::{Case, bare, case, post, story};
 
 /// Every case of these.
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = old_tools();
     cases.extend(package_files());
-    cases.extend(vectors());
     cases.extend(tokens());
     cases.extend(health());
     cases
@@ -194,93 +190,6 @@ fn package_files() -> Vec<Case> {
         )
         .good(),
     ]
-}
-
-fn vectors() -> Vec<Case> {
-    let mut cases = Vec::new();
-    for path in [
-        EMBEDDINGS.to_owned(),
-        format!("{EMBEDDINGS}/index"),
-        format!("{EMBEDDINGS}/search"),
-    ] {
-        cases.push(
-            case(
-                format!("{path}: each text gets its vector"),
-                post(&path, embeddings().body("")),
-            )
-            .good()
-            .says("/predictions/0/index", 0.into())
-            .says("/predictions/1/index", 1.into())
-            .says("/model/engine", "litellm_embedding".into())
-            .says("/model/name", "embedding".into())
-            .check(|answer, _| {
-                let body = answer.json();
-                assert!(body["model"]["identifier"].is_string(), "{answer}");
-                assert!(body["predictions"][0]["embedding"][0].is_number(), "{answer}");
-            }),
-        );
-    }
-    for identifier in ["custom_openai/any", "hosted_vllm/any", "openai/any", "any", ""] {
-        let ask = embeddings().with("/model_metadata", metadata("embedding", identifier));
-        cases.push(case(format!("vectors: the identifier {identifier:?} is accepted"), ask).good());
-    }
-    cases.extend([
-        case(
-            "vectors: model data may be missing",
-            embeddings().lacking("/model_metadata"),
-        )
-        .good(),
-        case(
-            "vectors: malformed model data is told so",
-            embeddings().with("/model_metadata", json!("odd")),
-        )
-        .names("model_metadata"),
-        case(
-            "vectors: as many dimensions as asked for",
-            embeddings().with("/dimensions", 8.into()),
-        )
-        .good()
-        .check(|answer, _| {
-            let vector = &answer.json()["predictions"][0]["embedding"];
-            assert_eq!(vector.as_array().map(Vec::len), Some(8), "{answer}");
-        }),
-        case(
-            "vectors: dimensions that are no number are told so",
-            embeddings().with("/dimensions", json!("8")),
-        )
-        .names("dimensions"),
-        case(
-            "vectors: no dimensions are told so",
-            embeddings().with("/dimensions", json!(0)),
-        )
-        .names("dimensions"),
-        case(
-            "vectors: no texts are told so",
-            embeddings().with("/contents", json!([])),
-        )
-        .names("contents"),
-        case(
-            "vectors: missing texts are told so",
-            embeddings().lacking("/contents"),
-        )
-        .names("contents"),
-        case(
-            "vectors: one text that is no list is told so",
-            embeddings().with("/contents", json!("x")),
-        )
-        .names("contents"),
-        case(
-            "vectors: what drops parameters is passed over",
-            embeddings().with("/litellm_drop_params", true.into()),
-        )
-        .good(),
-        case(
-            "vectors: what nobody knows is passed over",
-            embeddings().with("/nobody_knows_me", json!([])),
-        )
-        .good(),
-    ]);
-    cases
 }
 
 /// With a key that signs: the token for an IDE and what it opens.

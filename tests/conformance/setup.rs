@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use crate::trouble::FIRST_BYTE;
 
-/// Features that a language model serves, the two of completion and generation aside.
-const FEATURES: [&str; 24] = [
+/// Every feature that has a model assigned.
+const FEATURES: [&str; 26] = [
     "duo_chat",
     "git_suggestions",
     "discussion_summary",
@@ -34,15 +34,30 @@ const FEATURES: [&str; 24] = [
     "code_embeddings",
     "code_generation",
     "code_completion",
+    "suggested_reviewers",
+    "value_stream_forecasting",
 ];
 
-/// Everything active, a key that signs, and time enough.
+/// Features with little time where there is trouble.
+const IMPATIENT: [&str; 6] = [
+    "duo_chat",
+    "code_generation",
+    "generate_commit_message",
+    "code_embeddings",
+    "suggested_reviewers",
+    "openai_embedding",
+];
+
+/// Everything active, a key that signs, time enough, and a model that no worker serves.
 pub(crate) async fn plain() -> Arc<Cluster> {
     let folder = tempfile::tempdir().expect("a folder");
     let cluster = Cluster::builder()
         .broker_env("DUO_SIGNING_KEYS_FILE", &signing_keys(folder.path()))
+        .broker_env("DUO_NO_WORKER_GRACE", "0s")
         .configure(|config| {
             assign(config, &FEATURES);
+            let nobody = json!({"name": "nobody", "family": "mistral_7b", "context_tokens": 8192, "max_output_tokens": 2048});
+            config["models"].as_array_mut().expect("models").push(nobody);
             config["support_levels"] = json!([
                 {"feature": "vulnerability_explanation", "family": "mistral_7b", "level": "to_be_evaluated", "reason": "tests"},
                 {"feature": "code_generation", "family": "codegemma_7b", "level": "supported", "reason": "tests"},
@@ -64,10 +79,13 @@ pub(crate) async fn troubled() -> Arc<Cluster> {
             config["support_levels"] = json!([
                 {"feature": "vulnerability_explanation", "family": "mistral_7b", "level": "to_be_evaluated", "reason": "tests"},
             ]);
-            for feature in ["duo_chat", "code_generation", "generate_commit_message"] {
+            config["features"]["openai_embedding"] = json!({"active": true});
+            for feature in IMPATIENT {
                 config["features"][feature]["first_byte_within"] = FIRST_BYTE.into();
             }
-            config["features"]["root_cause_analysis"] = "inactive".into();
+            for feature in ["root_cause_analysis", "openai_completion"] {
+                config["features"][feature] = "inactive".into();
+            }
         })
         .start()
         .await;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use duo_system_tests::harness::{Answer, Cluster};
 use duo_system_tests::rails::events::{Event, parse};
+use duo_system_tests::sim::Settings;
 use http::{Method, StatusCode};
 use serde_json::json;
 use tokio::time::Instant;
@@ -11,7 +12,7 @@ use tokio::time::Instant;
 use crate::bodies::{
     COMPLETIONS, PAYLOAD, TOKEN, V3, V4, chat, commit, completion, generation, old_generation, old_tool,
 };
-use crate::case::{Ask, Case, bare, case, post, story};
+use crate::case::{Ask, Case, Change, bare, case, post, story};
 
 /// How long features other than completion wait for a first byte in these cases.
 pub(crate) const FIRST_BYTE: &str = "2s";
@@ -53,6 +54,9 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.extend(faults());
     cases.extend(breaks());
     cases.extend(silence());
+    cases.extend(crate::infer::troubles());
+    cases.extend(crate::embeddings::troubles());
+    cases.extend(crate::openai_embeddings::troubles());
     cases.extend(crate::crowd::cases());
     cases
 }
@@ -75,12 +79,19 @@ pub(crate) fn streamed_parts(path: &str) -> Ask {
     generation(path).with(&format!("{PAYLOAD}/stream"), true.into())
 }
 
+/// A model server that answers everything with this status.
+pub(crate) fn failing<const STATUS: u16>(sim: &mut Settings) {
+    (sim.fail_rate, sim.fail_status) = (1.0, STATUS);
+}
+
+/// A model server that has too much to do for seven seconds.
+pub(crate) fn busy(sim: &mut Settings) {
+    (sim.fail_rate, sim.fail_status, sim.retry_after) = (1.0, 429, Some(7));
+}
+
 /// The model server takes the request for the client's mistake.
 fn refusals() -> Vec<Case> {
-    let sim = |sim: &mut duo_system_tests::sim::Settings| {
-        sim.fail_rate = 1.0;
-        sim.fail_status = 400;
-    };
+    let sim = failing::<400>;
     vec![
         case(
             "a request that the model server calls bad is 421 with its code on a prompt",
@@ -124,20 +135,11 @@ fn one_error(may_retry: bool) -> impl FnOnce(&Answer, &Cluster) {
 
 /// The model server answers with an error status.
 fn faults() -> Vec<Case> {
-    type Sim = fn(&mut duo_system_tests::sim::Settings);
-    let rows: [(u16, &str, Sim); 4] = [
-        (404, "404: Not Found", |sim| {
-            (sim.fail_rate, sim.fail_status) = (1.0, 404)
-        }),
-        (429, "429: Too Many Requests", |sim| {
-            (sim.fail_rate, sim.fail_status, sim.retry_after) = (1.0, 429, Some(7))
-        }),
-        (500, "500: Internal Server Error", |sim| {
-            (sim.fail_rate, sim.fail_status) = (1.0, 500)
-        }),
-        (503, "503: Service Unavailable", |sim| {
-            (sim.fail_rate, sim.fail_status) = (1.0, 503)
-        }),
+    let rows: [(u16, &str, Change); 4] = [
+        (404, "404: Not Found", failing::<404>),
+        (429, "429: Too Many Requests", busy),
+        (500, "500: Internal Server Error", failing::<500>),
+        (503, "503: Service Unavailable", failing::<503>),
     ];
     let mut cases = Vec::new();
     for (status, phrase, sim) in rows {
@@ -196,7 +198,7 @@ fn faults() -> Vec<Case> {
             .check(one_error(false)),
         );
     }
-    let soon: Sim = |sim| (sim.fail_rate, sim.fail_status, sim.retry_after) = (1.0, 429, Some(2));
+    let soon: Change = |sim| (sim.fail_rate, sim.fail_status, sim.retry_after) = (1.0, 429, Some(2));
     cases.push(
         case(
             "a chat may be repeated when there will be room within seconds",
@@ -227,8 +229,7 @@ fn cut_off(name: String, ask: Ask, check: fn(&str)) -> Case {
 
 /// The model server breaks off in mid-stream.
 fn breaks() -> Vec<Case> {
-    type Sim = fn(&mut duo_system_tests::sim::Settings);
-    let rows: [(&str, Sim); 4] = [
+    let rows: [(&str, Change); 4] = [
         ("drops the connection", |sim| {
             (sim.cut_rate, sim.fault_after, sim.pace_ms) = (1.0, Some(3), PACE)
         }),
@@ -278,7 +279,7 @@ fn breaks() -> Vec<Case> {
 }
 
 /// A request that ends by its deadline, and how.
-fn silent(name: &'static str, within: Duration, ask: Ask, check: fn(&Answer)) -> Case {
+pub(crate) fn silent(name: &'static str, within: Duration, ask: Ask, check: fn(&Answer)) -> Case {
     story(
         format!("a silent model server: {name}"),
         move |cluster| async move {

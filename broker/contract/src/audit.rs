@@ -50,6 +50,7 @@ impl AuditKind {
 
 /// Who asked.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "document", derive(utoipa::ToSchema))]
 pub struct Who {
     /// `gitlab`, `gitlab_direct` (an IDE with a token that GitLab fetched for it) or `api_token`.
     pub auth: String,

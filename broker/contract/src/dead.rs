@@ -31,8 +31,10 @@ pub struct DeadLetter {
 
 /// Everything about a dead letter but its body.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "document", derive(utoipa::ToSchema), schema(as = DeadLetter))]
 pub struct DeadHead {
     /// The request, a UUIDv7; also the letter's id.
+    #[cfg_attr(feature = "document", schema(value_type = String, format = "uuid"))]
     pub request_id: Uuid,
     /// Its feature.
     pub feature: FeatureName,
@@ -76,7 +78,7 @@ pub struct DeadHead {
     pub message: String,
     /// Attempts made, those that a leaving worker gave up among them.
     pub attempts: u32,
-    /// What each met, the oldest first; [`MOST_STORIES`] at most.
+    /// What each met, the oldest first; of very many those in the middle are gone.
     pub stories: Vec<AttemptStory>,
     /// Bytes of the body.
     pub body_bytes: u64,
@@ -86,6 +88,7 @@ pub struct DeadHead {
 
 /// What one attempt met.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "document", derive(utoipa::ToSchema))]
 pub struct AttemptStory {
     /// Its number, from 1.
     pub attempt: u32,
@@ -122,6 +125,7 @@ pub struct AttemptStory {
 /// How an attempt ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "document", derive(utoipa::ToSchema))]
 pub enum AttemptEnd {
     /// Its worker reported a failure.
     Failed,

@@ -18,6 +18,7 @@ const PREFIX: usize = 5;
 /// Which call of the model server a body is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "document", derive(utoipa::ToSchema))]
 pub enum Endpoint {
     /// `POST /v1/chat/completions`.
     ChatCompletions,

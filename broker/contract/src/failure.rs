@@ -9,6 +9,11 @@ use serde::{Deserialize, Serialize};
 /// `outcome.rs` of the worker to a settlement, metrics use its snake_case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(
+    feature = "document",
+    derive(utoipa::ToSchema),
+    schema(description = "How a request failed.")
+)]
 pub enum FailureKind {
     /// The client's mistake; the model server or we refused it.
     InvalidRequest,

@@ -34,6 +34,7 @@ pub enum NameError {
 
 /// A feature id such as `code_completion`: a slug, one subject token as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "document", derive(utoipa::ToSchema), schema(value_type = String))]
 pub struct FeatureName(Arc<str>);
 
 impl FeatureName {
@@ -64,6 +65,7 @@ impl FeatureName {
 
 /// A model's name as administrators write it, such as `codestral-22b-v0.3`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "document", derive(utoipa::ToSchema), schema(value_type = String))]
 pub struct ModelName(Arc<str>);
 
 impl ModelName {
@@ -136,6 +138,7 @@ impl ModelName {
 /// How urgent a request is; each lane is served in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "document", derive(utoipa::ToSchema))]
 pub enum Lane {
     /// Someone is typing: an answer is worth nothing after about two seconds.
     Keystroke,

@@ -7,6 +7,7 @@ use crate::name::ModelName;
 
 /// A worker's presence; the key expires unless it is renewed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "document", derive(utoipa::ToSchema), schema(as = Worker, description = "A worker, as it tells of itself."))]
 pub struct Presence {
     /// The worker's name, a subject token.
     pub worker: String,
@@ -23,6 +24,7 @@ pub struct Presence {
 
 /// One model that a worker serves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "document", derive(utoipa::ToSchema))]
 pub struct ServedModel {
     /// The model.
     pub model: ModelName,
@@ -42,6 +44,7 @@ pub struct ServedModel {
 /// State of the breaker before a model server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "document", derive(utoipa::ToSchema))]
 pub enum BreakerState {
     /// Requests pass.
     Passing,

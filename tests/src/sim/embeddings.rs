@@ -16,6 +16,7 @@ use super::refusal::Refusal;
 use super::request::{decode, served};
 use super::sequence::{hash, mix};
 use super::shared::Shared;
+use super::unary;
 
 const DIMENSIONS: usize = 64;
 
@@ -33,7 +34,7 @@ pub(crate) async fn create(State(shared): State<Arc<Shared>>, request: Request) 
     embed(&shared, request).await.into_response()
 }
 
-async fn embed(shared: &Shared, request: Request) -> Result<Response, Refusal> {
+async fn embed(shared: &Arc<Shared>, request: Request) -> Result<Response, Refusal> {
     let settings = shared.settings();
     let body = receive(shared, &settings, request).await?;
     let wire: Wire<'_> = decode(&body)?;
@@ -44,24 +45,29 @@ async fn embed(shared: &Shared, request: Request) -> Result<Response, Refusal> {
     let model = served(wire.model.as_deref(), &settings)?;
     let tokens: usize = prompts.iter().map(Prompt::tokens).sum();
     let as_base64 = wire.encoding_format.as_deref() == Some("base64");
-    let entries: Vec<Value> = prompts
-        .iter()
-        .enumerate()
-        .map(|(index, prompt)| {
-            let vector = vector(&prompt.text, wire.dimensions.unwrap_or(DIMENSIONS));
-            let embedding = if as_base64 {
-                let bytes: Vec<u8> = vector.iter().flat_map(|part| part.to_le_bytes()).collect();
-                Value::from(STANDARD.encode(bytes))
-            } else {
-                Value::from(vector)
-            };
-            json!({"index": index, "object": "embedding", "embedding": embedding})
-        })
-        .collect();
-    let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0});
-    let id = format!("embd-{:016x}", shared.next_reply());
-    let reply = json!({"id": id, "object": "list", "model": model, "data": entries, "usage": usage});
-    Ok(axum::Json(reply).into_response())
+    let broken = json!({"object": "list", "model": model});
+    let whole = || {
+        let entries: Vec<Value> = prompts
+            .iter()
+            .enumerate()
+            .map(|(index, prompt)| {
+                let vector = vector(&prompt.text, wire.dimensions.unwrap_or(DIMENSIONS));
+                json!({"index": index, "object": "embedding", "embedding": written(&vector, as_base64)})
+            })
+            .collect();
+        let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0});
+        let id = format!("embd-{:016x}", shared.next_reply());
+        json!({"id": id, "object": "list", "model": model, "data": entries, "usage": usage})
+    };
+    Ok(unary::without_tokens(shared, &settings, tokens, broken, whole).await)
+}
+
+fn written(vector: &[f32], as_base64: bool) -> Value {
+    if !as_base64 {
+        return vector.into();
+    }
+    let bytes: Vec<u8> = vector.iter().flat_map(|part| part.to_le_bytes()).collect();
+    STANDARD.encode(bytes).into()
 }
 
 fn vector(text: &str, dimensions: usize) -> Vec<f32> {

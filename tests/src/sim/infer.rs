@@ -1,22 +1,17 @@
 //! KServe's inference API, second version: scores that are a pure function of each input's data.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::time::sleep;
 
 use super::api::receive;
-use super::fault::Fault;
-use super::generation::Generation;
-use super::refusal::Refusal;
 use super::sequence::{hash, mix};
 use super::shared::Shared;
-use super::unary::hang_up;
+use super::unary;
 
 #[derive(Deserialize)]
 struct Wire {
@@ -78,38 +73,8 @@ pub(crate) async fn infer(
             return refused(&shared, StatusCode::BAD_REQUEST, &text);
         }
     }
-    let drawn = shared.faults.draw(&settings).map(|drawn| drawn.fault);
-    match drawn {
-        Some(Fault::Fail) => {
-            shared.counters.refused();
-            return Refusal::fault(settings.fail_status, settings.retry_after).into_response();
-        }
-        Some(Fault::Reset) => {
-            shared.counters.refused();
-            hang_up()
-        }
-        _ => {}
-    }
-    let mut generation = Generation::new(Arc::clone(&shared), None);
-    generation.start(0).await;
-    if settings.ttft_ms > 0 {
-        sleep(Duration::from_millis(settings.ttft_ms)).await;
-    }
-    match drawn {
-        Some(Fault::Stall) => std::future::pending().await,
-        Some(Fault::Cut) => {
-            generation.fail();
-            hang_up()
-        }
-        Some(_) => {
-            generation.fail();
-            axum::Json(json!({"model_name": model})).into_response()
-        }
-        None => {
-            generation.finish();
-            axum::Json(answer(&model, &wire)).into_response()
-        }
-    }
+    let broken = json!({"model_name": model});
+    unary::without_tokens(&shared, &settings, 0, broken, || answer(&model, &wire)).await
 }
 
 fn answer(model: &str, wire: &Wire) -> Value {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, header};
+use serde_json::Value;
 use tokio::time::sleep;
 
 use super::fault::{Drawn, Fault};
@@ -60,6 +61,49 @@ pub(crate) async fn reply(
         body,
     )
         .into_response()
+}
+
+/// An answer that is no text: after its place in the line and its time it is `whole`, or meets the fault drawn for it.
+/// `broken` is what a server says that has lost its way.
+pub(crate) async fn without_tokens(
+    shared: &Arc<Shared>,
+    settings: &Settings,
+    prompt_tokens: usize,
+    broken: Value,
+    whole: impl FnOnce() -> Value,
+) -> Response {
+    let drawn = shared.faults.draw(settings).map(|drawn| drawn.fault);
+    match drawn {
+        Some(Fault::Fail) => {
+            shared.counters.refused();
+            return Refusal::fault(settings.fail_status, settings.retry_after).into_response();
+        }
+        Some(Fault::Reset) => {
+            shared.counters.refused();
+            hang_up()
+        }
+        _ => {}
+    }
+    let mut generation = Generation::new(Arc::clone(shared), None);
+    generation.start(prompt_tokens).await;
+    if settings.ttft_ms > 0 {
+        sleep(Duration::from_millis(settings.ttft_ms)).await;
+    }
+    match drawn {
+        Some(Fault::Stall) => std::future::pending().await,
+        Some(Fault::Cut) => {
+            generation.fail();
+            hang_up()
+        }
+        Some(_) => {
+            generation.fail();
+            axum::Json(broken).into_response()
+        }
+        None => {
+            generation.finish();
+            axum::Json(whole()).into_response()
+        }
+    }
 }
 
 /// Closes the connection without another byte.

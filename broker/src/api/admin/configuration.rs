@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::{Extension, State};
-use axum::response::{IntoResponse, Response};
+use axum::response::IntoResponse;
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 use serde_json::Value;
@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use super::AdminState;
 use super::dead::actor;
-use super::edit::{Payload, Seen, answer, at_revision, refused, state, tag, tell};
+use super::edit::{Answer, Payload, Seen, at_revision, refused, state, tag, tell};
 use super::openapi::Refusal;
 use crate::api::error::ApiError;
 use crate::caller::Caller;
@@ -72,16 +72,13 @@ fn file(payload: Payload) -> Result<ConfigFile, ApiError> {
 #[utoipa::path(get, path = "/admin/v1/config", tag = "config", operation_id = "exportConfig",
     responses((status = 200, description = "YAML, as `duo-broker config apply` takes it",
         body = Object, content_type = "application/yaml"), Refusal))]
-pub(super) async fn export(State(admin): State<Arc<AdminState>>) -> Response {
-    let exported = async {
-        let state = state(&admin).await?;
-        let mut response = config_file::export(&state).into_response();
-        let yaml = HeaderValue::from_static("application/yaml");
-        response.headers_mut().insert(header::CONTENT_TYPE, yaml);
-        tag(&mut response, state.revision);
-        Ok(response)
-    };
-    answer(exported.await)
+pub(super) async fn export(State(admin): State<Arc<AdminState>>) -> Answer {
+    let state = state(&admin).await?;
+    let mut response = config_file::export(&state).into_response();
+    let yaml = HeaderValue::from_static("application/yaml");
+    response.headers_mut().insert(header::CONTENT_TYPE, yaml);
+    tag(&mut response, state.revision);
+    Ok(response)
 }
 
 /// What a file would change
@@ -92,15 +89,12 @@ pub(super) async fn diff(
     State(admin): State<Arc<AdminState>>,
     Extension(caller): Extension<Caller>,
     payload: Payload,
-) -> Response {
-    let would = async {
-        let file = file(payload)?;
-        let applied = config_file::dry_run(&admin.store, &file, &actor(&caller), &prompt::check).await;
-        let applied = applied.map_err(refused)?;
-        let from = applied.revision - u64::from(!applied.edits.is_empty());
-        Ok(at_revision(from, StatusCode::OK, &Changes::from(&applied)))
-    };
-    answer(would.await)
+) -> Answer {
+    let file = file(payload)?;
+    let applied = config_file::dry_run(&admin.store, &file, &actor(&caller), &prompt::check).await;
+    let applied = applied.map_err(refused)?;
+    let from = applied.revision - u64::from(!applied.edits.is_empty());
+    Ok(at_revision(from, StatusCode::OK, &Changes::from(&applied)))
 }
 
 /// Make the configuration what a file says, whole or not at all
@@ -113,18 +107,15 @@ pub(super) async fn apply(
     Extension(caller): Extension<Caller>,
     seen: Seen,
     payload: Payload,
-) -> Response {
-    let applied = async {
-        let expected = seen.revision()?;
-        let (file, actor) = (file(payload)?, actor(&caller));
-        let applied = config_file::apply(&admin.store, &file, &actor, expected, &prompt::check).await;
-        let applied = applied.map_err(refused)?;
-        tell(&actor, &applied);
-        Ok(at_revision(
-            applied.revision,
-            StatusCode::OK,
-            &Changes::from(&applied),
-        ))
-    };
-    answer(applied.await)
+) -> Answer {
+    let expected = seen.revision()?;
+    let (file, actor) = (file(payload)?, actor(&caller));
+    let applied = config_file::apply(&admin.store, &file, &actor, expected, &prompt::check).await;
+    let applied = applied.map_err(refused)?;
+    tell(&actor, &applied);
+    Ok(at_revision(
+        applied.revision,
+        StatusCode::OK,
+        &Changes::from(&applied),
+    ))
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Extension, Path, Query, State};
 use axum::response::{IntoResponse, Response};
+use duo_contract::dead::DeadHead;
 use duo_contract::failure::FailureKind;
 use duo_contract::name::{FeatureName, ModelName};
 use http::StatusCode;
@@ -43,7 +44,7 @@ pub(super) struct Asked {
 
 /// Dead letters, newest first
 #[utoipa::path(get, path = "/admin/v1/dead", tag = "dead letters", operation_id = "listDead", params(Asked),
-    responses((status = 200, description = "`letters` and `next_cursor`", body = Object), Refusal))]
+    responses((status = 200, description = "a page of them", body = Page), Refusal))]
 pub(super) async fn list(
     State(admin): State<Arc<AdminState>>,
     asked: Result<Query<Asked>, QueryRejection>,
@@ -58,7 +59,7 @@ pub(super) async fn list(
 /// One dead letter
 #[utoipa::path(get, path = "/admin/v1/dead/{id}", tag = "dead letters", operation_id = "showDead",
     params(("id" = String, Path, description = "the request's id")),
-    responses((status = 200, description = "the letter", body = Object), Refusal))]
+    responses((status = 200, description = "the letter", body = DeadHead), Refusal))]
 pub(super) async fn show(
     State(admin): State<Arc<AdminState>>,
     id: Result<Path<String>, PathRejection>,

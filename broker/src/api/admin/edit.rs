@@ -1,13 +1,14 @@
-//! What every edit of the configuration shares: body, revision, plan, answer.
+//! What every look at the configuration and every edit of it share: body, revision, plan, answer.
 //!
 //! The revision of the configuration is the `ETag` of each of its resources. An edit says by `If-Match` which one it
 //! starts from; what it wants goes the way of a configuration file, so the same rules hold.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::extract::rejection::{ExtensionRejection, PathRejection};
+use axum::extract::{Extension, FromRequest, FromRequestParts, Path, Request};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use duo_contract::failure::FailureKind;
@@ -82,27 +83,66 @@ fn seen(text: &str) -> Option<Option<u64>> {
     text.trim_matches('"').parse().ok().map(Some)
 }
 
-/// Where an edit comes from and what it starts from.
-pub(super) struct Edit<'a> {
-    pub(super) admin: &'a AdminState,
-    pub(super) caller: &'a Caller,
-    pub(super) seen: Seen,
+/// Shows what `find` finds in the configuration of the moment.
+pub(super) async fn show<T: Serialize>(
+    admin: &AdminState,
+    find: impl FnOnce(&ConfigState) -> Result<T, ApiError>,
+) -> Answer {
+    let state = state(admin).await?;
+    Ok(at_revision(state.revision, StatusCode::OK, &find(&state)?))
 }
 
-impl Edit<'_> {
-    /// Makes one resource what `payload` says; true if it was not there before.
-    pub(super) async fn put(self, target: Target, payload: Payload) -> Result<(Applied, bool), ApiError> {
+/// An edit: who makes it and what it starts from.
+pub(super) struct Edit {
+    admin: Arc<AdminState>,
+    caller: Caller,
+    seen: Seen,
+}
+
+impl FromRequestParts<Arc<AdminState>> for Edit {
+    type Rejection = ExtensionRejection;
+
+    async fn from_request_parts(
+        parts: &mut Parts,
+        admin: &Arc<AdminState>,
+    ) -> Result<Self, ExtensionRejection> {
+        let Extension(caller) = Extension::<Caller>::from_request_parts(parts, admin).await?;
+        let Ok(seen) = Seen::from_request_parts(parts, admin).await;
+        Ok(Self {
+            admin: Arc::clone(admin),
+            caller,
+            seen,
+        })
+    }
+}
+
+impl Edit {
+    /// Makes one resource what `payload` says, and shows what `find` finds then: 201 where it is new.
+    pub(super) async fn put<T: Serialize>(
+        self,
+        target: Target,
+        payload: Payload,
+        find: impl FnOnce(&ConfigState) -> Result<T, ApiError>,
+    ) -> Answer {
         let expected = self.seen.revision()?;
         let wish = Wish::read(target, payload.json()?, &prompt::check).map_err(ApiError::Problems)?;
-        let applied = apply(self.admin, self.caller, &wish, expected).await?;
+        let applied = apply(&self.admin, &self.caller, &wish, expected).await?;
         let is_new = applied.edits.iter().any(|edit| edit.record().before.is_none());
-        Ok((applied, is_new))
+        let status = if is_new {
+            StatusCode::CREATED
+        } else {
+            StatusCode::OK
+        };
+        Ok(at_revision(applied.revision, status, &find(&applied.state)?))
     }
 
     /// Removes one resource.
-    pub(super) async fn remove(self, target: Target) -> Result<Applied, ApiError> {
+    pub(super) async fn remove(self, target: Target) -> Answer {
         let expected = self.seen.revision()?;
-        apply(self.admin, self.caller, &Wish::removal(target), expected).await
+        let applied = apply(&self.admin, &self.caller, &Wish::removal(target), expected).await?;
+        let mut response = StatusCode::NO_CONTENT.into_response();
+        tag(&mut response, applied.revision);
+        Ok(response)
     }
 }
 
@@ -187,26 +227,22 @@ pub(super) fn tag(response: &mut Response, revision: u64) {
     response.headers_mut().insert(header::CACHE_CONTROL, none);
 }
 
-/// The answer to an edit: what is there now, 201 where it is new.
-pub(super) fn put_answer<T: Serialize>(revision: u64, is_new: bool, value: &T) -> Response {
-    let status = if is_new {
-        StatusCode::CREATED
-    } else {
-        StatusCode::OK
-    };
-    at_revision(revision, status, value)
+/// An answer, or why there is none.
+pub(super) type Answer = Result<Response, NotDone>;
+
+/// A refusal or a failure, told in the shape of administration.
+pub(super) struct NotDone(ApiError);
+
+impl From<ApiError> for NotDone {
+    fn from(error: ApiError) -> Self {
+        Self(error)
+    }
 }
 
-/// The answer to a removal.
-pub(super) fn gone(revision: u64) -> Response {
-    let mut response = StatusCode::NO_CONTENT.into_response();
-    tag(&mut response, revision);
-    response
-}
-
-/// An answer, or the refusal in the shape of administration.
-pub(super) fn answer(result: Result<Response, ApiError>) -> Response {
-    result.unwrap_or_else(|error| error.respond(Shape::Plain))
+impl IntoResponse for NotDone {
+    fn into_response(self) -> Response {
+        self.0.respond(Shape::Plain)
+    }
 }
 
 /// What the path says.

@@ -2,18 +2,16 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Extension, State};
-use axum::response::Response;
+use axum::extract::State;
 use duo_contract::snapshot::SupportLevel;
 use serde::Serialize;
 use time::format_description::well_known::Rfc3339;
 use utoipa::ToSchema;
 
 use super::AdminState;
-use super::edit::{self, Edit, Payload, Said, Seen, answer, at_revision, state};
+use super::edit::{self, Answer, Edit, Payload, Said, show};
 use super::openapi::Refusal;
 use crate::api::error::ApiError;
-use crate::caller::Caller;
 use crate::config_file::{resource::Target, span};
 use crate::store::features::{FeatureKind, FeatureRow, body_policy_text};
 use crate::store::snapshot::ConfigState;
@@ -200,31 +198,24 @@ fn choices(state: &ConfigState, row: &FeatureRow) -> Vec<Choice> {
 /// Every feature with its drop-down
 #[utoipa::path(get, path = "/admin/v1/features", tag = "features", operation_id = "listFeatures",
     responses((status = 200, description = "what there is", body = Features), Refusal))]
-pub(super) async fn list(State(admin): State<Arc<AdminState>>) -> Response {
-    let found = async {
-        let state = state(&admin).await?;
-        let features = state.features.iter().map(|row| OneFeature::new(&state, row));
-        let features = Features {
+pub(super) async fn list(State(admin): State<Arc<AdminState>>) -> Answer {
+    let found = |state: &ConfigState| {
+        let features = state.features.iter().map(|row| OneFeature::new(state, row));
+        Ok(Features {
             revision: state.revision,
             features: features.collect(),
-        };
-        Ok(at_revision(state.revision, http::StatusCode::OK, &features))
+        })
     };
-    answer(found.await)
+    show(&admin, found).await
 }
 
 /// One feature with its drop-down
 #[utoipa::path(get, path = "/admin/v1/features/{name}", tag = "features", operation_id = "showFeature",
     params(("name" = String, Path, description = "the feature's id")),
     responses((status = 200, description = "what there is", body = OneFeature), Refusal))]
-pub(super) async fn one(State(admin): State<Arc<AdminState>>, name: Said) -> Response {
-    let found = async {
-        let name = edit::text(name)?;
-        let state = state(&admin).await?;
-        let feature = OneFeature::find(&state, &name)?;
-        Ok(at_revision(state.revision, http::StatusCode::OK, &feature))
-    };
-    answer(found.await)
+pub(super) async fn one(State(admin): State<Arc<AdminState>>, name: Said) -> Answer {
+    let name = edit::text(name)?;
+    show(&admin, |state| OneFeature::find(state, &name)).await
 }
 
 /// Assign a model, make it inactive, or change its settings
@@ -235,23 +226,8 @@ pub(super) async fn one(State(admin): State<Arc<AdminState>>, name: Said) -> Res
         ("If-Match" = String, Header, description = "the `ETag` that the edit starts from, or `*`")),
     request_body = PutFeature,
     responses((status = 200, description = "as it is now", body = OneFeature), Refusal))]
-pub(super) async fn put(
-    State(admin): State<Arc<AdminState>>,
-    Extension(caller): Extension<Caller>,
-    seen: Seen,
-    name: Said,
-    payload: Payload,
-) -> Response {
-    let put = async {
-        let name = edit::feature(&edit::text(name)?)?;
-        let edit = Edit {
-            admin: &admin,
-            caller: &caller,
-            seen,
-        };
-        let (applied, _) = edit.put(Target::Feature(name.clone()), payload).await?;
-        let feature = OneFeature::find(&applied.state, name.as_str())?;
-        Ok(at_revision(applied.revision, http::StatusCode::OK, &feature))
-    };
-    answer(put.await)
+pub(super) async fn put(edit: Edit, name: Said, payload: Payload) -> Answer {
+    let name = edit::feature(&edit::text(name)?)?;
+    let found = |state: &ConfigState| OneFeature::find(state, name.as_str());
+    edit.put(Target::Feature(name.clone()), payload, found).await
 }

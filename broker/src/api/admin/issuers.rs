@@ -2,17 +2,15 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Extension, State};
-use axum::response::Response;
+use axum::extract::State;
 use duo_contract::snapshot::Issuer;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::AdminState;
-use super::edit::{self, Edit, Payload, Said, Seen, answer, at_revision, put_answer, state};
+use super::edit::{self, Answer, Edit, Payload, Said, show};
 use super::openapi::Refusal;
 use crate::api::error::ApiError;
-use crate::caller::Caller;
 use crate::config_file::resource::Target;
 use crate::store::snapshot::ConfigState;
 
@@ -71,30 +69,23 @@ fn find(state: &ConfigState, url: &str) -> Result<OneIssuer, ApiError> {
 /// Every GitLab instance
 #[utoipa::path(get, path = "/admin/v1/issuers", tag = "issuers", operation_id = "listIssuers",
     responses((status = 200, description = "what there is", body = Issuers), Refusal))]
-pub(super) async fn list(State(admin): State<Arc<AdminState>>) -> Response {
-    let found = async {
-        let state = state(&admin).await?;
-        let issuers = Issuers {
+pub(super) async fn list(State(admin): State<Arc<AdminState>>) -> Answer {
+    let found = |state: &ConfigState| {
+        Ok(Issuers {
             revision: state.revision,
             issuers: state.issuers.iter().map(OneIssuer::from).collect(),
-        };
-        Ok(at_revision(state.revision, http::StatusCode::OK, &issuers))
+        })
     };
-    answer(found.await)
+    show(&admin, found).await
 }
 
 /// One GitLab instance
 #[utoipa::path(get, path = "/admin/v1/issuers/{url}", tag = "issuers", operation_id = "showIssuer",
     params(("url" = String, Path, description = "its URL, percent-encoded: `https%3A%2F%2Fgitlab.example.com`")),
     responses((status = 200, description = "what there is", body = OneIssuer), Refusal))]
-pub(super) async fn one(State(admin): State<Arc<AdminState>>, url: Said) -> Response {
-    let found = async {
-        let url = edit::text(url)?;
-        let state = state(&admin).await?;
-        let issuer = find(&state, &url)?;
-        Ok(at_revision(state.revision, http::StatusCode::OK, &issuer))
-    };
-    answer(found.await)
+pub(super) async fn one(State(admin): State<Arc<AdminState>>, url: Said) -> Answer {
+    let url = edit::text(url)?;
+    show(&admin, |state| find(state, &url)).await
 }
 
 /// Trust a GitLab instance, or change how
@@ -104,25 +95,10 @@ pub(super) async fn one(State(admin): State<Arc<AdminState>>, url: Said) -> Resp
     request_body = PutIssuer,
     responses((status = 200, description = "as it is now", body = OneIssuer),
         (status = 201, description = "it is new", body = OneIssuer), Refusal))]
-pub(super) async fn put(
-    State(admin): State<Arc<AdminState>>,
-    Extension(caller): Extension<Caller>,
-    seen: Seen,
-    url: Said,
-    payload: Payload,
-) -> Response {
-    let put = async {
-        let url = edit::text(url)?;
-        let edit = Edit {
-            admin: &admin,
-            caller: &caller,
-            seen,
-        };
-        let (applied, is_new) = edit.put(Target::Issuer(url.clone()), payload).await?;
-        let issuer = find(&applied.state, &url)?;
-        Ok(put_answer(applied.revision, is_new, &issuer))
-    };
-    answer(put.await)
+pub(super) async fn put(edit: Edit, url: Said, payload: Payload) -> Answer {
+    let url = edit::text(url)?;
+    let target = Target::Issuer(url.clone());
+    edit.put(target, payload, |state| find(state, &url)).await
 }
 
 /// Trust a GitLab instance no longer
@@ -132,20 +108,6 @@ pub(super) async fn put(
     params(("url" = String, Path, description = "its URL, percent-encoded"),
         ("If-Match" = String, Header, description = "the `ETag` that the edit starts from, or `*`")),
     responses((status = 204, description = "it is gone"), Refusal))]
-pub(super) async fn remove(
-    State(admin): State<Arc<AdminState>>,
-    Extension(caller): Extension<Caller>,
-    seen: Seen,
-    url: Said,
-) -> Response {
-    let removed = async {
-        let edit = Edit {
-            admin: &admin,
-            caller: &caller,
-            seen,
-        };
-        let applied = edit.remove(Target::Issuer(edit::text(url)?)).await?;
-        Ok(edit::gone(applied.revision))
-    };
-    answer(removed.await)
+pub(super) async fn remove(edit: Edit, url: Said) -> Answer {
+    edit.remove(Target::Issuer(edit::text(url)?)).await
 }

@@ -2,17 +2,15 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Extension, State};
-use axum::response::Response;
+use axum::extract::State;
 use duo_contract::snapshot::Model;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::AdminState;
-use super::edit::{self, Edit, Payload, Said, Seen, answer, at_revision, put_answer, state};
+use super::edit::{self, Answer, Edit, Payload, Said, show};
 use super::openapi::Refusal;
 use crate::api::error::ApiError;
-use crate::caller::Caller;
 use crate::config_file::resource::Target;
 use crate::store::snapshot::ConfigState;
 
@@ -79,31 +77,24 @@ impl OneModel {
 /// Every model
 #[utoipa::path(get, path = "/admin/v1/models", tag = "models", operation_id = "listModels",
     responses((status = 200, description = "what there is", body = Models), Refusal))]
-pub(super) async fn list(State(admin): State<Arc<AdminState>>) -> Response {
-    let found = async {
-        let state = state(&admin).await?;
-        let models = state.models.iter().map(|model| OneModel::new(&state, model));
-        let models = Models {
+pub(super) async fn list(State(admin): State<Arc<AdminState>>) -> Answer {
+    let found = |state: &ConfigState| {
+        let models = state.models.iter().map(|model| OneModel::new(state, model));
+        Ok(Models {
             revision: state.revision,
             models: models.collect(),
-        };
-        Ok(at_revision(state.revision, http::StatusCode::OK, &models))
+        })
     };
-    answer(found.await)
+    show(&admin, found).await
 }
 
 /// One model
 #[utoipa::path(get, path = "/admin/v1/models/{name}", tag = "models", operation_id = "showModel",
     params(("name" = String, Path, description = "the model; `/` may stand as it is or as `%2F`")),
     responses((status = 200, description = "what there is", body = OneModel), Refusal))]
-pub(super) async fn one(State(admin): State<Arc<AdminState>>, name: Said) -> Response {
-    let found = async {
-        let name = edit::text(name)?;
-        let state = state(&admin).await?;
-        let model = OneModel::find(&state, &name)?;
-        Ok(at_revision(state.revision, http::StatusCode::OK, &model))
-    };
-    answer(found.await)
+pub(super) async fn one(State(admin): State<Arc<AdminState>>, name: Said) -> Answer {
+    let name = edit::text(name)?;
+    show(&admin, |state| OneModel::find(state, &name)).await
 }
 
 /// Add a model or change it
@@ -115,25 +106,10 @@ pub(super) async fn one(State(admin): State<Arc<AdminState>>, name: Said) -> Res
     request_body = PutModel,
     responses((status = 200, description = "as it is now", body = OneModel),
         (status = 201, description = "it is new", body = OneModel), Refusal))]
-pub(super) async fn put(
-    State(admin): State<Arc<AdminState>>,
-    Extension(caller): Extension<Caller>,
-    seen: Seen,
-    name: Said,
-    payload: Payload,
-) -> Response {
-    let put = async {
-        let name = edit::model(&edit::text(name)?)?;
-        let edit = Edit {
-            admin: &admin,
-            caller: &caller,
-            seen,
-        };
-        let (applied, is_new) = edit.put(Target::Model(name.clone()), payload).await?;
-        let model = OneModel::find(&applied.state, name.as_str())?;
-        Ok(put_answer(applied.revision, is_new, &model))
-    };
-    answer(put.await)
+pub(super) async fn put(edit: Edit, name: Said, payload: Payload) -> Answer {
+    let name = edit::model(&edit::text(name)?)?;
+    let found = |state: &ConfigState| OneModel::find(state, name.as_str());
+    edit.put(Target::Model(name.clone()), payload, found).await
 }
 
 /// Remove a model that no feature uses
@@ -141,21 +117,7 @@ pub(super) async fn put(
     params(("name" = String, Path, description = "the model"),
         ("If-Match" = String, Header, description = "the `ETag` that the edit starts from, or `*`")),
     responses((status = 204, description = "it is gone"), Refusal))]
-pub(super) async fn remove(
-    State(admin): State<Arc<AdminState>>,
-    Extension(caller): Extension<Caller>,
-    seen: Seen,
-    name: Said,
-) -> Response {
-    let removed = async {
-        let name = edit::model(&edit::text(name)?)?;
-        let edit = Edit {
-            admin: &admin,
-            caller: &caller,
-            seen,
-        };
-        let applied = edit.remove(Target::Model(name)).await?;
-        Ok(edit::gone(applied.revision))
-    };
-    answer(removed.await)
+pub(super) async fn remove(edit: Edit, name: Said) -> Answer {
+    let name = edit::model(&edit::text(name)?)?;
+    edit.remove(Target::Model(name)).await
 }

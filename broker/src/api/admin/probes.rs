@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Extension, Query, State};
-use axum::response::{IntoResponse, Response};
+use axum::response::IntoResponse;
 use duo_contract::envelope::Endpoint;
 use duo_contract::failure::FailureKind;
 use duo_contract::presence::BreakerState;
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::AdminState;
-use super::edit::{self, Said, answer};
+use super::edit::{self, Answer, Said};
 use super::openapi::Refusal;
 use crate::api::error::{ApiError, public_message};
 use crate::api::stream::chunk;
@@ -108,23 +108,20 @@ pub(super) async fn model(
     name: Said,
     asked: Result<Query<HowAsked>, QueryRejection>,
     headers: HeaderMap,
-) -> Response {
-    let tested = async {
-        let path = edit::text(name)?;
-        let name = path.strip_suffix("/test");
-        let name = name.ok_or_else(|| ApiError::NotFound("Not Found".into()))?;
-        let Query(asked) = asked.map_err(|error| ApiError::invalid("", error.body_text()))?;
-        let way = asked.way.as_deref().map(way).transpose()?;
-        let table = admin.exchange.routing().load();
-        let model = table
-            .model(name)
-            .ok_or_else(|| ApiError::NotFound(format!("there is no model {name:?}").into()))?;
-        let probe = Probe::of_model(&table, &admin.prompts, model, way).map_err(uncheckable)?;
-        drop(table);
-        let route = "/admin/v1/models/{name}/test";
-        Ok(Json(run(&admin, &caller, &headers, route, probe).await).into_response())
-    };
-    answer(tested.await)
+) -> Answer {
+    let path = edit::text(name)?;
+    let name = path.strip_suffix("/test");
+    let name = name.ok_or_else(|| ApiError::NotFound("Not Found".into()))?;
+    let Query(asked) = asked.map_err(|error| ApiError::invalid("", error.body_text()))?;
+    let way = asked.way.as_deref().map(way).transpose()?;
+    let table = admin.exchange.routing().load();
+    let model = table
+        .model(name)
+        .ok_or_else(|| ApiError::NotFound(format!("there is no model {name:?}").into()))?;
+    let probe = Probe::of_model(&table, &admin.prompts, model, way).map_err(uncheckable)?;
+    drop(table);
+    let route = "/admin/v1/models/{name}/test";
+    Ok(Json(run(&admin, &caller, &headers, route, probe).await).into_response())
 }
 
 /// Check a feature: a real request by its own prompt, to its own model
@@ -139,21 +136,18 @@ pub(super) async fn feature(
     name: Said,
     asked: Result<Query<WhichModel>, QueryRejection>,
     headers: HeaderMap,
-) -> Response {
-    let tested = async {
-        let name = edit::feature(&edit::text(name)?)?;
-        let Query(asked) = asked.map_err(|error| ApiError::invalid("", error.body_text()))?;
-        let table = admin.exchange.routing().load();
-        let feature = table
-            .feature(&name)
-            .ok_or_else(|| ApiError::NotFound(format!("there is no feature {:?}", name.as_str()).into()))?;
-        let probe = Probe::of_feature(&table, &admin.prompts, feature, asked.model.as_deref());
-        let probe = probe.map_err(uncheckable)?;
-        drop(table);
-        let route = "/admin/v1/features/{name}/check";
-        Ok(Json(run(&admin, &caller, &headers, route, probe).await).into_response())
-    };
-    answer(tested.await)
+) -> Answer {
+    let name = edit::feature(&edit::text(name)?)?;
+    let Query(asked) = asked.map_err(|error| ApiError::invalid("", error.body_text()))?;
+    let table = admin.exchange.routing().load();
+    let feature = table
+        .feature(&name)
+        .ok_or_else(|| ApiError::NotFound(format!("there is no feature {:?}", name.as_str()).into()))?;
+    let probe = Probe::of_feature(&table, &admin.prompts, feature, asked.model.as_deref());
+    let probe = probe.map_err(uncheckable)?;
+    drop(table);
+    let route = "/admin/v1/features/{name}/check";
+    Ok(Json(run(&admin, &caller, &headers, route, probe).await).into_response())
 }
 
 fn way(text: &str) -> Result<Way, ApiError> {

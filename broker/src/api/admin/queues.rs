@@ -34,9 +34,7 @@ pub(super) struct Queues {
 /// The line of one lane and model. What is `null` is not known just now.
 #[derive(Debug, Serialize, ToSchema)]
 struct Queue {
-    #[schema(value_type = String)]
     lane: Lane,
-    #[schema(value_type = String)]
     model: ModelName,
     /// Requests that no worker has.
     depth: Option<u64>,
@@ -70,7 +68,6 @@ struct Seen {
 /// Every worker that is there.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Workers {
-    #[schema(value_type = Vec<Object>)]
     workers: Vec<Presence>,
 }
 

@@ -11,7 +11,7 @@ use duo_contract::failure::FailureKind;
 use duo_contract::frame::Summary;
 use http::HeaderMap;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -46,8 +46,7 @@ struct Replayed {
     /// The letter.
     #[schema(value_type = String, format = "uuid")]
     replay_of: Uuid,
-    /// `completed` or `failed`.
-    outcome: &'static str,
+    outcome: Outcome,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -59,13 +58,43 @@ struct Replayed {
     input_tokens: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     output_tokens: Option<u64>,
-    /// The model server's answer: its body, or for a stream the list of its chunks.
-    #[schema(value_type = Option<Object>)]
     #[serde(skip_serializing_if = "Option::is_none")]
-    answer: Option<Value>,
+    answer: Option<Said>,
     /// Is the letter still there?
     letter_kept: bool,
 }
+
+/// How a replay ended.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum Outcome {
+    Completed,
+    Failed,
+}
+
+impl Outcome {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// What the model server said, in the form of the endpoint that it was asked at.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+enum Said {
+    /// The body of an answer that is no stream.
+    Body(Members),
+    /// The chunks of a stream.
+    Chunks(Vec<Members>),
+}
+
+/// An object of the model server's, as it came.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[schema(value_type = Object)]
+struct Members(Map<String, Value>);
 
 /// Run a dead letter again and wait for its end
 #[utoipa::path(post, path = "/admin/v1/dead/{id}/replay", tag = "dead letters", operation_id = "replayDead",
@@ -120,7 +149,7 @@ async fn run(
     let mut replayed = Replayed {
         request_id: record.request_id(),
         replay_of: head.request_id,
-        outcome: "failed",
+        outcome: Outcome::Failed,
         reason: None,
         message: None,
         duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
@@ -132,7 +161,7 @@ async fn run(
     };
     match ended {
         Ok((summary, answer)) => {
-            replayed.outcome = "completed";
+            replayed.outcome = Outcome::Completed;
             replayed.worker = Some(summary.worker);
             replayed.input_tokens = summary.input_tokens;
             replayed.output_tokens = summary.output_tokens;
@@ -149,7 +178,7 @@ async fn run(
         request_id = %replayed.request_id,
         replay_of = %replayed.replay_of,
         actor = actor(caller),
-        outcome = replayed.outcome,
+        outcome = replayed.outcome.as_str(),
         letter_kept = replayed.letter_kept,
         "a dead letter was replayed"
     );
@@ -161,7 +190,7 @@ fn is_there(error: LetterError) -> bool {
 }
 
 /// Waits for the end; what was said, as JSON, unless it is too long to tell.
-async fn whole(mut reply: Reply, stream: bool) -> Result<(Summary, Option<Value>), ExchangeError> {
+async fn whole(mut reply: Reply, stream: bool) -> Result<(Summary, Option<Said>), ExchangeError> {
     let mut said = Vec::new();
     let mut bytes = 0;
     while let Some(event) = reply.next().await {
@@ -173,15 +202,15 @@ async fn whole(mut reply: Reply, stream: bool) -> Result<(Summary, Option<Value>
                 }
             }
             ReplyEvent::Done { summary, body } if !stream => {
-                let answer = serde_json::from_slice(&body).ok();
+                let answer = serde_json::from_slice(&body).ok().map(Said::Body);
                 return Ok((summary, answer.filter(|_| body.len() <= MOST_ANSWER)));
             }
             ReplyEvent::Done { summary, .. } => {
                 let lines = said.iter().flat_map(|chunks| chunks.split(|byte| *byte == b'\n'));
-                let chunks: Vec<Value> = lines
+                let chunks = lines
                     .filter_map(|line| serde_json::from_slice(line).ok())
                     .collect();
-                return Ok((summary, (bytes <= MOST_ANSWER).then_some(Value::Array(chunks))));
+                return Ok((summary, (bytes <= MOST_ANSWER).then_some(Said::Chunks(chunks))));
             }
         }
     }

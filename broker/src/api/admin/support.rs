@@ -3,16 +3,14 @@
 use std::sync::Arc;
 
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Extension, Query, State};
-use axum::response::Response;
+use axum::extract::{Query, State};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::AdminState;
-use super::edit::{self, Edit, Payload, Said, Seen, answer, at_revision, put_answer, state};
+use super::edit::{self, Answer, Edit, Payload, Said, show};
 use super::openapi::Refusal;
 use crate::api::error::ApiError;
-use crate::caller::Caller;
 use crate::config_file::resource::Target;
 use crate::store::snapshot::ConfigState;
 use crate::store::support_levels::SupportRow;
@@ -47,6 +45,13 @@ pub(super) struct Asked {
     feature: Option<String>,
     /// Of this family.
     family: Option<String>,
+}
+
+impl Asked {
+    fn names(&self, level: &Level) -> bool {
+        let is = |asked: &Option<String>, found: &str| asked.as_ref().is_none_or(|asked| asked == found);
+        is(&self.feature, &level.feature) && is(&self.family, &level.family)
+    }
 }
 
 /// What a level is to be.
@@ -101,29 +106,16 @@ fn pair(said: Said) -> Result<(String, String), ApiError> {
 pub(super) async fn list(
     State(admin): State<Arc<AdminState>>,
     asked: Result<Query<Asked>, QueryRejection>,
-) -> Response {
-    let found = async {
-        let Query(asked) = asked.map_err(|error| ApiError::invalid("", error.body_text()))?;
-        let state = state(&admin).await?;
-        let is_asked = |level: &Level| {
-            asked
-                .feature
-                .as_ref()
-                .is_none_or(|feature| level.feature == *feature)
-                && asked.family.as_ref().is_none_or(|family| level.family == *family)
-        };
-        let levels = Levels {
+) -> Answer {
+    let Query(asked) = asked.map_err(|error| ApiError::invalid("", error.body_text()))?;
+    let found = |state: &ConfigState| {
+        let levels = state.support_levels.iter().map(Level::from);
+        Ok(Levels {
             revision: state.revision,
-            support: state
-                .support_levels
-                .iter()
-                .map(Level::from)
-                .filter(is_asked)
-                .collect(),
-        };
-        Ok(at_revision(state.revision, http::StatusCode::OK, &levels))
+            support: levels.filter(|level| asked.names(level)).collect(),
+        })
     };
-    answer(found.await)
+    show(&admin, found).await
 }
 
 /// One support level
@@ -131,14 +123,9 @@ pub(super) async fn list(
     params(("feature" = String, Path, description = "the feature's id"),
         ("family" = String, Path, description = "the family, or `*`")),
     responses((status = 200, description = "what there is", body = Level), Refusal))]
-pub(super) async fn one(State(admin): State<Arc<AdminState>>, said: Said) -> Response {
-    let found = async {
-        let (feature, family) = pair(said)?;
-        let state = state(&admin).await?;
-        let level = find(&state, &feature, &family)?;
-        Ok(at_revision(state.revision, http::StatusCode::OK, &level))
-    };
-    answer(found.await)
+pub(super) async fn one(State(admin): State<Arc<AdminState>>, said: Said) -> Answer {
+    let (feature, family) = pair(said)?;
+    show(&admin, |state| find(state, &feature, &family)).await
 }
 
 /// Raise or lower a level, with a reason
@@ -151,27 +138,12 @@ pub(super) async fn one(State(admin): State<Arc<AdminState>>, said: Said) -> Res
     request_body = PutLevel,
     responses((status = 200, description = "as it is now", body = Level),
         (status = 201, description = "there was none", body = Level), Refusal))]
-pub(super) async fn put(
-    State(admin): State<Arc<AdminState>>,
-    Extension(caller): Extension<Caller>,
-    seen: Seen,
-    said: Said,
-    payload: Payload,
-) -> Response {
-    let put = async {
-        let (feature, family) = pair(said)?;
-        let target = Target::Support {
-            feature: edit::feature(&feature)?,
-            family: family.clone(),
-        };
-        let edit = Edit {
-            admin: &admin,
-            caller: &caller,
-            seen,
-        };
-        let (applied, is_new) = edit.put(target, payload).await?;
-        let level = find(&applied.state, &feature, &family)?;
-        Ok(put_answer(applied.revision, is_new, &level))
+pub(super) async fn put(edit: Edit, said: Said, payload: Payload) -> Answer {
+    let (feature, family) = pair(said)?;
+    let target = Target::Support {
+        feature: edit::feature(&feature)?,
+        family: family.clone(),
     };
-    answer(put.await)
+    edit.put(target, payload, |state| find(state, &feature, &family))
+        .await
 }

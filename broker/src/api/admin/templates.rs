@@ -2,18 +2,16 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Extension, State};
-use axum::response::Response;
+use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::AdminState;
-use super::edit::{self, Edit, Payload, Said, Seen, answer, at_revision, put_answer, state};
+use super::edit::{self, Answer, Edit, Payload, Said, show};
 use super::openapi::Refusal;
 use crate::api::error::ApiError;
-use crate::caller::Caller;
 use crate::config_file::resource::Target;
-use crate::prompt::builtin_text;
+use crate::prompt::{Prompts, builtin_text};
 use crate::store::snapshot::ConfigState;
 
 /// Every template.
@@ -90,48 +88,49 @@ fn named(said: Said) -> Result<(String, String), ApiError> {
     Ok((id.to_owned(), family.to_owned()))
 }
 
-fn target(said: Said) -> Result<(Target, String, String), ApiError> {
-    let (id, family) = named(said)?;
-    let target = Target::Prompt {
-        id: id.clone(),
-        family: family.clone(),
-    };
-    Ok((target, id, family))
+fn target(id: &str, family: &str) -> Target {
+    Target::Prompt {
+        id: id.to_owned(),
+        family: family.to_owned(),
+    }
+}
+
+/// Built in or an administrator's, of every family that has one.
+fn all(prompts: &Prompts, state: &ConfigState) -> Vec<Listed> {
+    let mut listed = Vec::new();
+    for id in prompts.all() {
+        let Some(purpose) = prompts.purpose(&id) else {
+            continue;
+        };
+        let ours = state.prompts.iter().filter(|prompt| prompt.id == id);
+        let mut families: Vec<_> = ours.map(|prompt| prompt.family.clone()).collect();
+        families.extend(prompts.families(&id));
+        families.sort();
+        families.dedup();
+        listed.extend(families.into_iter().filter_map(|family| {
+            let found = find(state, &id, &family).ok()?;
+            Some(Listed {
+                id: found.id,
+                family: found.family,
+                feature: purpose.feature.to_string(),
+                overridden: found.overridden,
+            })
+        }));
+    }
+    listed
 }
 
 /// Every template, built in or not
 #[utoipa::path(get, path = "/admin/v1/prompts", tag = "prompts", operation_id = "listPrompts",
     responses((status = 200, description = "what there is", body = Templates), Refusal))]
-pub(super) async fn list(State(admin): State<Arc<AdminState>>) -> Response {
-    let found = async {
-        let state = state(&admin).await?;
-        let mut prompts = Vec::new();
-        for id in admin.prompts.all() {
-            let Some(purpose) = admin.prompts.purpose(&id) else {
-                continue;
-            };
-            let ours = state.prompts.iter().filter(|prompt| prompt.id == id);
-            let mut families: Vec<_> = ours.map(|prompt| prompt.family.clone()).collect();
-            families.extend(admin.prompts.families(&id));
-            families.sort();
-            families.dedup();
-            prompts.extend(families.into_iter().filter_map(|family| {
-                let found = find(&state, &id, &family).ok()?;
-                Some(Listed {
-                    id: found.id,
-                    family: found.family,
-                    feature: purpose.feature.to_string(),
-                    overridden: found.overridden,
-                })
-            }));
-        }
-        let templates = Templates {
+pub(super) async fn list(State(admin): State<Arc<AdminState>>) -> Answer {
+    let found = |state: &ConfigState| {
+        Ok(Templates {
             revision: state.revision,
-            prompts,
-        };
-        Ok(at_revision(state.revision, http::StatusCode::OK, &templates))
+            prompts: all(&admin.prompts, state),
+        })
     };
-    answer(found.await)
+    show(&admin, found).await
 }
 
 /// One template, built in or not
@@ -139,14 +138,9 @@ pub(super) async fn list(State(admin): State<Arc<AdminState>>) -> Response {
     params(("id" = String, Path, description = "the prompt's id; `/` may stand as it is or as `%2F`"),
         ("family" = String, Path, description = "the prompt family, or `base`")),
     responses((status = 200, description = "what there is", body = OneTemplate), Refusal))]
-pub(super) async fn one(State(admin): State<Arc<AdminState>>, said: Said) -> Response {
-    let found = async {
-        let (id, family) = named(said)?;
-        let state = state(&admin).await?;
-        let template = find(&state, &id, &family)?;
-        Ok(at_revision(state.revision, http::StatusCode::OK, &template))
-    };
-    answer(found.await)
+pub(super) async fn one(State(admin): State<Arc<AdminState>>, said: Said) -> Answer {
+    let (id, family) = named(said)?;
+    show(&admin, |state| find(state, &id, &family)).await
 }
 
 /// Put a template in place of the built-in one
@@ -159,25 +153,10 @@ pub(super) async fn one(State(admin): State<Arc<AdminState>>, said: Said) -> Res
     request_body = PutTemplate,
     responses((status = 200, description = "as it is now", body = OneTemplate),
         (status = 201, description = "the built-in one was in force", body = OneTemplate), Refusal))]
-pub(super) async fn put(
-    State(admin): State<Arc<AdminState>>,
-    Extension(caller): Extension<Caller>,
-    seen: Seen,
-    said: Said,
-    payload: Payload,
-) -> Response {
-    let put = async {
-        let (target, id, family) = target(said)?;
-        let edit = Edit {
-            admin: &admin,
-            caller: &caller,
-            seen,
-        };
-        let (applied, is_new) = edit.put(target, payload).await?;
-        let template = find(&applied.state, &id, &family)?;
-        Ok(put_answer(applied.revision, is_new, &template))
-    };
-    answer(put.await)
+pub(super) async fn put(edit: Edit, said: Said, payload: Payload) -> Answer {
+    let (id, family) = named(said)?;
+    edit.put(target(&id, &family), payload, |state| find(state, &id, &family))
+        .await
 }
 
 /// Go back to the built-in template
@@ -186,21 +165,7 @@ pub(super) async fn put(
         ("family" = String, Path, description = "the prompt family, or `base`"),
         ("If-Match" = String, Header, description = "the `ETag` that the edit starts from, or `*`")),
     responses((status = 204, description = "the built-in one is in force"), Refusal))]
-pub(super) async fn remove(
-    State(admin): State<Arc<AdminState>>,
-    Extension(caller): Extension<Caller>,
-    seen: Seen,
-    said: Said,
-) -> Response {
-    let removed = async {
-        let (target, ..) = target(said)?;
-        let edit = Edit {
-            admin: &admin,
-            caller: &caller,
-            seen,
-        };
-        let applied = edit.remove(target).await?;
-        Ok(edit::gone(applied.revision))
-    };
-    answer(removed.await)
+pub(super) async fn remove(edit: Edit, said: Said) -> Answer {
+    let (id, family) = named(said)?;
+    edit.remove(target(&id, &family)).await
 }

@@ -81,6 +81,64 @@ fn the_document_is_sound() {
     assert_references(&document, &document);
 }
 
+#[test]
+fn every_answer_is_told_field_by_field() {
+    let document = document();
+    for (method, path, operation) in operations(&document) {
+        // The configuration is a file, and the document has its form from elsewhere.
+        if path.ends_with("/config") || path.ends_with("/openapi.json") {
+            continue;
+        }
+        for (status, response) in operation["responses"].as_object().expect("responses") {
+            let Some(content) = response["content"].as_object() else {
+                assert_eq!(status, "204", "{method} {path}");
+                continue;
+            };
+            for answer in content.values() {
+                assert_told(&answer["schema"], &document, &format!("{method} {path} {status}"));
+            }
+        }
+    }
+}
+
+/// No object is left untold, however deep, but rows of the database and what model servers say.
+fn assert_told(schema: &Value, document: &Value, place: &str) {
+    if ["/before", "/after", "/answer"]
+        .iter()
+        .any(|end| place.ends_with(end))
+    {
+        return;
+    }
+    if let Some(reference) = schema["$ref"].as_str() {
+        let found = document.pointer(&reference[1..]).expect("a schema");
+        return assert_told(found, document, place);
+    }
+    if schema["items"].is_object() {
+        return assert_told(&schema["items"], document, place);
+    }
+    if let Some(properties) = schema["properties"].as_object() {
+        for (name, property) in properties {
+            assert_told(property, document, &format!("{place}/{name}"));
+        }
+        return;
+    }
+    for part in schema["oneOf"].as_array().into_iter().flatten() {
+        assert_told(part, document, place);
+    }
+    let is = |kind: &str| {
+        let said = &schema["type"];
+        said == kind
+            || said
+                .as_array()
+                .is_some_and(|kinds| kinds.iter().any(|said| said == kind))
+    };
+    assert!(!is("object"), "{place} does not say its fields: {schema}");
+    assert!(
+        schema["oneOf"].is_array() || !schema["type"].is_null(),
+        "{place} says nothing: {schema}"
+    );
+}
+
 /// Everything that is referred to is there.
 fn assert_references(part: &Value, document: &Value) {
     match part {

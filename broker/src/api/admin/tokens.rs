@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Extension, State};
-use axum::response::{IntoResponse, Response};
+use axum::response::IntoResponse;
 use duo_process::clock;
 use http::{HeaderValue, StatusCode, header};
 use secrecy::ExposeSecret as _;
@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 
 use super::AdminState;
 use super::dead::actor;
-use super::edit::{self, Payload, Said, answer, stored};
+use super::edit::{self, Answer, Payload, Said, stored};
 use super::openapi::Refusal;
 use crate::api::error::ApiError;
 use crate::caller::Caller;
@@ -119,13 +119,10 @@ fn moment(moment: OffsetDateTime) -> String {
 /// Every token, revoked ones too
 #[utoipa::path(get, path = "/admin/v1/tokens", tag = "tokens", operation_id = "listTokens",
     responses((status = 200, description = "what there is", body = Tokens), Refusal))]
-pub(super) async fn list(State(admin): State<Arc<AdminState>>) -> Response {
-    let found = async {
-        let tokens = admin.store.tokens().await.map_err(|error| stored(&error))?;
-        let tokens = tokens.into_iter().map(OneToken::from).collect();
-        Ok(Json(Tokens { tokens }).into_response())
-    };
-    answer(found.await)
+pub(super) async fn list(State(admin): State<Arc<AdminState>>) -> Answer {
+    let tokens = admin.store.tokens().await.map_err(|error| stored(&error))?;
+    let tokens = tokens.into_iter().map(OneToken::from).collect();
+    Ok(Json(Tokens { tokens }).into_response())
 }
 
 /// Make a token; its secret is shown this once
@@ -136,45 +133,42 @@ pub(super) async fn create(
     State(admin): State<Arc<AdminState>>,
     Extension(caller): Extension<Caller>,
     payload: Payload,
-) -> Response {
-    let made = async {
-        let wanted = read_token(payload.json()?).map_err(ApiError::Problems)?;
-        let far = || ApiError::invalid("expires_in", "is too far away");
-        let expires_at = match wanted.expires_in {
-            None => None,
-            Some(span) => {
-                let span = span.try_into().map_err(|_| far())?;
-                Some(clock::now().checked_add(span).ok_or_else(far)?)
-            }
-        };
-        let new = NewToken {
-            name: wanted.name,
-            role: wanted.role,
-            expires_at,
-            features: wanted.features,
-            models: wanted.models,
-            limit: wanted.limit,
-        };
-        let actor = actor(&caller);
-        let made = admin.store.create_token(&actor, &new).await;
-        let (id, secret) = made.map_err(|error| match error {
-            // The features that the body names, not something that the path says.
-            StoreError::NotFound(message) => ApiError::invalid("features", message),
-            other => stored(&other),
-        })?;
-        tracing::info!(actor, token = %id, role = new.role.as_str(), "an API token was made");
-        let made = Made {
-            id: id.to_string(),
-            name: new.name,
-            secret: secret.expose_secret().to_owned(),
-            expires_at: expires_at.map(moment),
-        };
-        let mut response = (StatusCode::CREATED, Json(made)).into_response();
-        let none = HeaderValue::from_static("no-store");
-        response.headers_mut().insert(header::CACHE_CONTROL, none);
-        Ok(response)
+) -> Answer {
+    let wanted = read_token(payload.json()?).map_err(ApiError::Problems)?;
+    let far = || ApiError::invalid("expires_in", "is too far away");
+    let expires_at = match wanted.expires_in {
+        None => None,
+        Some(span) => {
+            let span = span.try_into().map_err(|_| far())?;
+            Some(clock::now().checked_add(span).ok_or_else(far)?)
+        }
     };
-    answer(made.await)
+    let new = NewToken {
+        name: wanted.name,
+        role: wanted.role,
+        expires_at,
+        features: wanted.features,
+        models: wanted.models,
+        limit: wanted.limit,
+    };
+    let actor = actor(&caller);
+    let made = admin.store.create_token(&actor, &new).await;
+    let (id, secret) = made.map_err(|error| match error {
+        // The features that the body names, not something that the path says.
+        StoreError::NotFound(message) => ApiError::invalid("features", message),
+        other => stored(&other),
+    })?;
+    tracing::info!(actor, token = %id, role = new.role.as_str(), "an API token was made");
+    let made = Made {
+        id: id.to_string(),
+        name: new.name,
+        secret: secret.expose_secret().to_owned(),
+        expires_at: expires_at.map(moment),
+    };
+    let mut response = (StatusCode::CREATED, Json(made)).into_response();
+    let none = HeaderValue::from_static("no-store");
+    response.headers_mut().insert(header::CACHE_CONTROL, none);
+    Ok(response)
 }
 
 /// Make a token worthless within a second
@@ -185,24 +179,21 @@ pub(super) async fn revoke(
     State(admin): State<Arc<AdminState>>,
     Extension(caller): Extension<Caller>,
     id: Said,
-) -> Response {
-    let revoked = async {
-        let (id, actor) = (edit::text(id)?, actor(&caller));
-        let unknown = || {
-            let message = format!("no live token has the id or name {id:?}; GET /admin/v1/tokens lists them");
-            ApiError::NotFound(message.into())
-        };
-        // No token has such a name, and Postgres takes no text with NUL.
-        if id.chars().any(char::is_control) {
-            return Err(unknown());
-        }
-        let revoked = admin.store.revoke_token(&actor, &id).await;
-        let revoked = revoked.map_err(|error| match error {
-            StoreError::NotFound(_) => unknown(),
-            other => stored(&other),
-        })?;
-        tracing::info!(actor, token = %revoked, "an API token was revoked");
-        Ok(StatusCode::NO_CONTENT.into_response())
+) -> Answer {
+    let (id, actor) = (edit::text(id)?, actor(&caller));
+    let unknown = || {
+        let message = format!("no live token has the id or name {id:?}; GET /admin/v1/tokens lists them");
+        ApiError::NotFound(message.into())
     };
-    answer(revoked.await)
+    // No token has such a name, and Postgres takes no text with NUL.
+    if id.chars().any(char::is_control) {
+        return Err(unknown().into());
+    }
+    let revoked = admin.store.revoke_token(&actor, &id).await;
+    let revoked = revoked.map_err(|error| match error {
+        StoreError::NotFound(_) => unknown(),
+        other => stored(&other),
+    })?;
+    tracing::info!(actor, token = %revoked, "an API token was revoked");
+    Ok(StatusCode::NO_CONTENT.into_response())
 }

@@ -279,3 +279,24 @@ async fn its_metrics_tell_how_full_running_requests_make_the_cache() {
         .unwrap();
     assert_eq!(cache().await, 0.0);
 }
+
+#[tokio::test]
+async fn vectors_and_inferences_meet_faults_as_texts_do() {
+    let input = json!({"name": "x", "shape": [1], "data": [1]});
+    for (path, body, missing) in [
+        ("/v1/embeddings", json!({"input": "a"}), "data"),
+        ("/v2/models/sim/infer", json!({"inputs": [input]}), "outputs"),
+    ] {
+        let faults = vec![Fault::Fail, Fault::Cut, Fault::Malformed];
+        let sim = start(|settings| settings.next_faults = faults).await;
+        assert_eq!(post(&sim, path, &body).await.status(), 500);
+        let call = reqwest::Client::new()
+            .post(sim.url() + path)
+            .body(body.to_string());
+        assert!(call.send().await.is_err(), "{path}");
+        assert_eq!(ask(&sim, path, body.clone()).await[missing], Value::Null);
+        assert!(ask(&sim, path, body).await[missing].is_array(), "{path}");
+        let stats = sim.stats();
+        assert_eq!((stats.refused, stats.failed, stats.finished), (1, 2, 1), "{path}");
+    }
+}
