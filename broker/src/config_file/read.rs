@@ -10,6 +10,7 @@ use duo_process::config::parse_duration;
 
 use super::node::{self, Key, Node, Value};
 use super::{Place, Problem, PromptCheck};
+use crate::config::is_base_url;
 use crate::store::features::body_policy;
 use crate::store::support_levels;
 
@@ -511,14 +512,7 @@ impl Reader<'_> {
     fn url(&mut self, path: &str, node: Node) -> Option<String> {
         let place = node.place;
         let text = self.line(path, node)?;
-        let url = reqwest::Url::parse(&text);
-        let fits = url.is_ok_and(|url| {
-            matches!(url.scheme(), "http" | "https")
-                && url.has_host()
-                && url.query().is_none()
-                && url.username().is_empty()
-        });
-        if fits {
+        if is_base_url(&text) {
             return Some(text);
         }
         let message =
