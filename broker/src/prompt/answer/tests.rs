@@ -538,10 +538,10 @@ proptest! {
 
     #[test]
     fn what_was_repaired_needs_no_second_repair(answer in broken(), cut in any::<bool>()) {
+        // Thoughts may stand behind thoughts; each repair takes one block.
+        let answer = answer.replace("<think>", "");
         for id in ["chat/issue_reader", "categorize_question", "measure_comment_temperature", "review_merge_request",
             "resolve_vulnerability", "classify_code_review_mention_intent"] {
-            // Thoughts may stand behind thoughts; each repair takes one block.
-            prop_assume!(answer.matches("<think>").count() < 1);
             if let Ok(once) = format(id, &answer, End { cut }) {
                 prop_assert_eq!(format(id, &once, WHOLE), Ok(once.clone()), "{}", id);
             }
