@@ -228,6 +228,18 @@ fn broker_name(env: &mut Env) -> String {
     format!("{name}-{}", &run[..8])
 }
 
+/// Is it an address that paths can be appended to, and that may be shown to anybody?
+pub(crate) fn is_base_url(text: &str) -> bool {
+    reqwest::Url::parse(text).is_ok_and(|url| {
+        matches!(url.scheme(), "http" | "https")
+            && url.has_host()
+            && url.query().is_none()
+            && url.fragment().is_none()
+            && url.username().is_empty()
+            && url.password().is_none()
+    })
+}
+
 fn gitlab_sync(env: &mut Env) -> Option<GitlabSyncConfig> {
     let mode = match env.text("DUO_GITLAB_SYNC", "off").as_str() {
         "off" => None,
@@ -247,12 +259,9 @@ fn gitlab_sync(env: &mut Env) -> Option<GitlabSyncConfig> {
             "DUO_GITLAB_SYNC_EVERY is shorter than {MIN_SYNC_EVERY:?}"
         ));
     }
-    if !url
-        .as_ref()
-        .is_some_and(|url| url.starts_with("https://") || url.starts_with("http://"))
-    {
-        let text =
-            "DUO_GITLAB_SYNC_URL is not set to an address: the GitLab to ask, as https://gitlab.example.com";
+    if !url.as_deref().is_some_and(is_base_url) {
+        let text = "DUO_GITLAB_SYNC_URL is not set to an address: the GitLab to ask, as https://gitlab.example.com, without \
+                    a user, a password or a query";
         env.problem(text.to_owned());
     }
     if token.is_none() {
@@ -322,6 +331,19 @@ mod tests {
             );
         }
         assert!(read(&[("DUO_GITLAB_SYNC", "yes")]).1.is_some());
+        for url in [
+            "https://oauth2:secret@gitlab",
+            "https://gitlab?private_token=secret",
+            "https://",
+        ] {
+            let token = ("DUO_GITLAB_SYNC_TOKEN", "t");
+            let (_, problems) = read(&[("DUO_GITLAB_SYNC", "apply"), ("DUO_GITLAB_SYNC_URL", url), token]);
+            let problems = problems.expect(url);
+            assert!(
+                problems.contains("_URL") && !problems.contains("secret"),
+                "{url}: {problems}"
+            );
+        }
         let (config, problems) = read(&[("DUO_GITLAB_SYNC", "apply"), url, ("DUO_GITLAB_SYNC_TOKEN", "t")]);
         assert_eq!(
             (config.map(|config| config.mode), problems),

@@ -17,21 +17,27 @@ use duo_contract::envelope::Endpoint;
 use duo_contract::name::FeatureName;
 use duo_contract::snapshot::{Model, PromptOverride};
 use minijinja::Value;
-use serde::Serialize;
 use serde_json::Map;
 
 pub mod answer;
+mod body;
 pub mod budget;
 mod builtin;
 mod family;
+mod library;
 mod template;
 pub mod tokens;
 mod trim;
 
+use body::{Settings, body};
+use library::{Library, builtin_library, checked};
 pub use template::{Call, Message, Role, ToolCall};
 use template::{Content, Template};
 use tokens::Tokenizers;
 pub use trim::Trim;
+
+/// Times that a prompt is made smaller by its count, before it is made so small that it surely fits.
+const FIT_ROUNDS: usize = 4;
 
 /// Why there is no prompt.
 #[derive(Debug, thiserror::Error)]
@@ -148,9 +154,6 @@ pub struct Prompts {
     library: Arc<ArcSwap<Library>>,
     tokenizers: Tokenizers,
 }
-
-/// Templates by prompt id, then family.
-type Library = HashMap<Box<str>, HashMap<Box<str>, Arc<Template>>>;
 
 impl Prompts {
     /// The built-in templates; tokens are estimated.
@@ -432,107 +435,6 @@ pub fn check(replacement: &PromptOverride) -> Result<(), String> {
 #[must_use]
 pub fn builtin_text(id: &str, family: &str) -> Option<&'static str> {
     builtin::text(id, family)
-}
-
-/// An override may change text and limits, not what opens the prompt or what it is given.
-fn checked(replacement: &PromptOverride) -> Result<Template, String> {
-    let base = builtin::text(&replacement.id, family::BASE)
-        .ok_or_else(|| format!("there is no prompt {:?} to replace", replacement.id))?;
-    let base = Template::parse(base)?;
-    let template = Template::parse(&replacement.text)?;
-    let (old, new) = (base.purpose(), template.purpose());
-    if (&old.feature, &old.scope) != (&new.feature, &new.scope) {
-        return Err(format!(
-            "feature and scope of {:?} have to stay {} and {}",
-            replacement.id, old.feature, old.scope
-        ));
-    }
-    match new.inputs.iter().find(|input| !old.inputs.contains(input)) {
-        Some(input) => Err(format!("{:?} is never given an input {input:?}", replacement.id)),
-        None => Ok(template),
-    }
-}
-
-fn builtin_library() -> Library {
-    static BUILTIN: std::sync::LazyLock<Library> = std::sync::LazyLock::new(|| {
-        let mut library = Library::new();
-        for (id, family, text) in builtin::all() {
-            let template = Template::parse(text).expect("a unit test compiles every built-in template");
-            library
-                .entry(id.into())
-                .or_default()
-                .insert(family.into(), Arc::new(template));
-        }
-        library
-    });
-    BUILTIN.clone()
-}
-
-/// Times that a prompt is made smaller by its count, before it is made so small that it surely fits.
-const FIT_ROUNDS: usize = 4;
-
-/// Most stop strings of a call: OpenAI's limit, which vLLM enforces by refusing the call.
-const MOST_STOPS: usize = 4;
-
-/// The call's JSON. What changes least comes first, as in the templates.
-#[derive(Serialize)]
-struct Body<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    messages: Option<&'a [Message]>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    prompt: Option<&'a str>,
-    max_tokens: u32,
-    temperature: f64,
-    #[serde(skip_serializing_if = "<[String]>::is_empty")]
-    stop: &'a [String],
-    /// Stop strings of fill-in-the-middle prompts are special tokens, which a
-    /// server has to keep in its text to see them.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    skip_special_tokens: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    stream: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    stream_options: Option<StreamOptions>,
-}
-
-#[derive(Serialize)]
-struct StreamOptions {
-    include_usage: bool,
-}
-
-/// How a model is to answer.
-struct Settings<'a> {
-    max_tokens: u32,
-    temperature: f64,
-    stop: &'a [String],
-}
-
-impl<'a> Settings<'a> {
-    fn of(template: &'a Template, model: &Model) -> Self {
-        Self {
-            max_tokens: template.max_tokens(model),
-            temperature: template.temperature(),
-            stop: template.stop(),
-        }
-    }
-}
-
-fn body(settings: &Settings<'_>, content: &Content, stream: bool) -> Vec<u8> {
-    let (messages, prompt) = match content {
-        Content::Messages(messages) => (Some(messages.as_slice()), None),
-        Content::Text(text) => (None, Some(text.as_str())),
-    };
-    let body = Body {
-        messages,
-        prompt,
-        max_tokens: settings.max_tokens,
-        temperature: settings.temperature,
-        stop: settings.stop.get(..MOST_STOPS).unwrap_or(settings.stop),
-        skip_special_tokens: prompt.map(|_| false),
-        stream: stream.then_some(true),
-        stream_options: stream.then_some(StreamOptions { include_usage: true }),
-    };
-    serde_json::to_vec(&body).expect("texts and numbers always serialise")
 }
 
 #[cfg(test)]

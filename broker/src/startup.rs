@@ -1,18 +1,17 @@
 //! Builds each part once, in dependency order, and runs them until the drain
 //! is over.
 
+mod files;
 mod follow;
 mod front;
 mod intake;
 mod keep;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use duo_contract::seal::SealKeys;
 use duo_process::admin::{self, Readiness};
 use duo_process::config::{CONFIG_EXIT_CODE, Env};
 use duo_process::nats::Nats;
@@ -20,6 +19,8 @@ use duo_process::shutdown::Shutdown;
 use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, oneshot};
+
+use files::{http_client, read_keys, read_signing_keys, read_tokenizers};
 
 use crate::admission::Admission;
 use crate::api::admin::AdminState;
@@ -39,7 +40,6 @@ use crate::jobs::{self, JobMetrics, Jobs};
 use crate::letters::Letters;
 use crate::metrics::Metrics;
 use crate::prompt::Prompts;
-use crate::prompt::tokens::Tokenizers;
 use crate::relay;
 use crate::routing::{self, Routing};
 use crate::store::{PoolConfig, Store};
@@ -372,16 +372,6 @@ fn watch_queue(
     background.spawn("topology", topology);
 }
 
-fn read_keys(path: &std::path::Path) -> anyhow::Result<SealKeys> {
-    let text = std::fs::read_to_string(path).with_context(|| {
-        format!(
-            "the seal keys {} cannot be read; DUO_SEAL_KEYS_FILE names the file",
-            path.display()
-        )
-    })?;
-    Ok(SealKeys::parse(&text)?)
-}
-
 /// Checks tokens of the configured instances, and of ours where there are keys for them.
 fn authenticator(
     config: &Config,
@@ -392,36 +382,6 @@ fn authenticator(
     let few_redirects = reqwest::redirect::Policy::limited(3);
     let client = http_client(config.gitlab_ca_file.as_deref(), few_redirects)?;
     Ok(Authenticator::new(identities, AuthConfig::default(), client, registry).with_signing_keys(signing))
-}
-
-/// The keys that sign tokens for IDEs, where the operator has provided some.
-async fn read_tokenizers(folder: Option<PathBuf>) -> anyhow::Result<Tokenizers> {
-    let Some(folder) = folder else {
-        tracing::info!("no DUO_TOKENIZER_DIR: tokens of prompts are estimated from their bytes");
-        return Ok(Tokenizers::default());
-    };
-    // Big files that take a second each to read.
-    let loaded = tokio::task::spawn_blocking(move || Tokenizers::load(&folder)).await?;
-    let tokenizers = loaded.context("the tokenizers; DUO_TOKENIZER_DIR names their folder")?;
-    tracing::info!(names = ?tokenizers.names(), "tokens are counted by tokenizers");
-    Ok(tokenizers)
-}
-
-fn read_signing_keys(path: Option<&std::path::Path>) -> anyhow::Result<Option<Arc<SigningKeys>>> {
-    let Some(path) = path else {
-        tracing::info!(
-            "no DUO_SIGNING_KEYS_FILE: there are no tokens for direct connections, IDEs ask through GitLab"
-        );
-        return Ok(None);
-    };
-    let named = || {
-        format!(
-            "the signing keys {}; DUO_SIGNING_KEYS_FILE names the file",
-            path.display()
-        )
-    };
-    let text = std::fs::read_to_string(path).with_context(named)?;
-    Ok(Some(Arc::new(SigningKeys::parse(&text).with_context(named)?)))
 }
 
 /// Connects and sets the queue up, again and again for [`START_PATIENCE`].
@@ -467,28 +427,6 @@ async fn spawn_dispatch(dispatch: &Dispatch, records: &sink::AuditSink) -> anyho
     tokio::spawn(watch::deadlines(dispatch.clone()));
     tokio::spawn(watch::lost(dispatch.clone()));
     Ok(())
-}
-
-fn http_client(
-    ca_file: Option<&std::path::Path>,
-    redirects: reqwest::redirect::Policy,
-) -> anyhow::Result<reqwest::Client> {
-    let mut builder = reqwest::Client::builder()
-        .no_proxy()
-        .tcp_nodelay(true)
-        .redirect(redirects);
-    if let Some(path) = ca_file {
-        let pem = std::fs::read(path).with_context(|| {
-            format!(
-                "the CA file {} cannot be read (DUO_GITLAB_CA_FILE)",
-                path.display()
-            )
-        })?;
-        for certificate in reqwest::Certificate::from_pem_bundle(&pem)? {
-            builder = builder.add_root_certificate(certificate);
-        }
-    }
-    Ok(builder.build()?)
 }
 
 #[expect(clippy::print_stderr, reason = "settings are wrong, so there are no logs yet")]

@@ -134,8 +134,10 @@ impl Target {
     fn named(&self, problems: Vec<Problem>) -> Vec<Problem> {
         let own = self.part();
         let named = |problem: Problem| {
-            let part = problem.part.strip_prefix(&own).unwrap_or(&problem.part);
-            let part = part.trim_start_matches('.');
+            let behind = problem.part.strip_prefix(&own);
+            // Another resource's name may begin with this one's.
+            let behind = behind.filter(|behind| behind.is_empty() || behind.starts_with('.'));
+            let part = behind.map_or(&*problem.part, |behind| behind.trim_start_matches('.'));
             let part = match (self, part) {
                 // The whole of a template is its text.
                 (Self::Prompt { .. }, "") => "text",
@@ -385,6 +387,25 @@ mod tests {
         }
         assert_eq!(found.len(), 4, "{found:?}");
         assert_eq!(problems(model(), json!([])), ["expected a mapping, found a list"]);
+    }
+
+    #[test]
+    fn a_rule_that_another_resource_breaks_keeps_that_ones_name() {
+        let feature = Target::Feature(FeatureName::parse("duo_chat").expect("a name"));
+        let named = |part: &str| {
+            let problem = Problem {
+                place: None,
+                part: part.to_owned(),
+                message: String::new(),
+            };
+            feature.named(vec![problem])[0].part.clone()
+        };
+        assert_eq!(named("features.duo_chat.end_within"), "end_within");
+        assert_eq!(named("features.duo_chat"), "model");
+        assert_eq!(
+            named("features.duo_chat_fix.model"),
+            "features.duo_chat_fix.model"
+        );
     }
 
     #[test]

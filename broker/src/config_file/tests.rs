@@ -85,3 +85,18 @@ fn a_text_that_is_no_yaml_has_one_problem_with_its_place() {
     assert_eq!(found.len(), 1);
     assert!(found[0].starts_with("line "), "{found:?}");
 }
+
+#[test]
+fn an_instance_is_named_by_a_base_url_without_a_secret() {
+    for url in [
+        "https://:secret@gitlab",
+        "https://user@gitlab",
+        "https://gitlab?a",
+        "https://gitlab#a",
+    ] {
+        let found = problems(&format!("issuers: [{{url: '{url}', audience: a}}]"));
+        assert_eq!(found.len(), 1, "{url}: {found:?}");
+        assert!(found[0].contains("is no base URL"), "{found:?}");
+        assert!(!found[0].contains("secret"), "{found:?}");
+    }
+}

@@ -130,7 +130,9 @@ impl Received {
     /// Adds what earlier attempts generated to the last one's usage.
     pub(crate) fn sum_usage(&self, summary: &mut Summary) {
         if self.later_attempt {
-            summary.output_tokens = summary.output_tokens.map(|tokens| tokens + self.earlier_tokens);
+            summary.output_tokens = summary
+                .output_tokens
+                .map(|tokens| tokens.saturating_add(self.earlier_tokens));
         }
     }
 
@@ -226,99 +228,4 @@ impl Received {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ROLE: &str = r#"{"id":"a","created":1,"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}"#;
-    const TEXT: &str =
-        r#"{"id":"a","created":1,"choices":[{"index":0,"delta":{"content":"hel"},"finish_reason":null}]}"#;
-
-    fn take(received: &mut Received, lines: &[&str]) -> String {
-        String::from_utf8(received.take(lines.join("\n").into(), None).to_vec()).expect("it is text")
-    }
-
-    #[test]
-    fn a_first_attempts_chunks_pass_as_they_are() {
-        let mut received = Received::default();
-        assert_eq!(take(&mut received, &[ROLE, TEXT]), format!("{ROLE}\n{TEXT}"));
-        assert_eq!(received.have().expect("something").text, "hel");
-        assert!(received.can_continue());
-    }
-
-    #[test]
-    fn a_later_attempt_keeps_the_identity_and_says_no_role_again() {
-        let mut received = Received::default();
-        take(&mut received, &[ROLE, TEXT]);
-        received.begin_attempt();
-        let second = r#"{"id":"b","created":9,"choices":[{"index":0,"delta":{"content":"lo"},"finish_reason":"stop"}]}"#;
-        let out = take(&mut received, &[&ROLE.replace("\"a\"", "\"b\""), second]);
-        let chunk: Value = serde_json::from_str(&out).expect("one chunk");
-        assert_eq!(
-            (chunk["id"].as_str(), chunk["created"].as_i64()),
-            (Some("a"), Some(1))
-        );
-        assert_eq!(received.have().expect("something").text, "hello");
-    }
-
-    #[test]
-    fn tool_calls_and_further_choices_are_not_continued() {
-        for line in [
-            r#"{"choices":[{"index":0,"delta":{"tool_calls":[{"index":0}]}}]}"#,
-            r#"{"choices":[{"index":1,"delta":{"content":"x"}}]}"#,
-            r#"{"choices":[{"index":0,"text":"x","logprobs":{"tokens":[]}}]}"#,
-            r#"{"choices":[{"index":0,"delta":{"reasoning":"hm"}}]}"#,
-        ] {
-            let mut received = Received::default();
-            take(&mut received, &[line]);
-            assert!(!received.can_continue(), "{line}");
-        }
-    }
-
-    const MORE: &str = r#"{"choices":[{"index":0,"delta":{"content":"lo"},"finish_reason":null}]}"#;
-    const HELD: &str = r#"{"choices":[{"index":0,"delta":{"content":""},"finish_reason":null}]}"#;
-
-    fn take_ids(received: &mut Received, lines: &[&str], prompt: &[u32], after: u32, ids: &[&[u32]]) {
-        let tokens = Tokens {
-            prompt: prompt.to_vec(),
-            after,
-            lines: ids.iter().map(|ids| ids.len() as u32).collect(),
-            ids: ids.concat(),
-        };
-        received.take(lines.join("\n").into(), Some(&tokens));
-    }
-
-    #[test]
-    fn ids_are_known_with_the_text_that_they_came_with() {
-        let mut received = Received::default();
-        take_ids(&mut received, &[ROLE], &[1, 2], 0, &[&[]]);
-        take_ids(&mut received, &[TEXT, MORE], &[], 0, &[&[5], &[6, 7]]);
-        take_ids(&mut received, &[HELD], &[], 0, &[&[8]]);
-        let have = received.have().expect("something");
-        assert_eq!((&*have.text, &have.pieces[..]), ("hello", &[3, 2][..]));
-        assert_eq!(have.prompt_token_ids, Some(vec![1, 2]));
-        assert_eq!((have.token_ids, have.covered), (Some(vec![5, 6, 7, 8]), 3));
-    }
-
-    #[test]
-    fn a_later_attempt_says_after_which_ids_it_goes_on() {
-        let mut received = Received::default();
-        take_ids(&mut received, &[TEXT, MORE], &[1], 0, &[&[5], &[6, 7]]);
-        received.begin_attempt();
-        take_ids(&mut received, &[MORE], &[1], 2, &[&[9]]);
-        let have = received.have().expect("something");
-        assert_eq!((have.token_ids, have.covered), (Some(vec![5, 6, 9]), 3));
-    }
-
-    #[test]
-    fn text_without_ids_leaves_all_of_them_unknown() {
-        let mut received = Received::default();
-        take_ids(&mut received, &[TEXT], &[1], 0, &[&[5]]);
-        take(&mut received, &[MORE]);
-        take_ids(&mut received, &[MORE], &[], 0, &[&[6]]);
-        let have = received.have().expect("something");
-        assert_eq!(
-            (have.prompt_token_ids, have.token_ids, have.covered),
-            (None, None, 0)
-        );
-    }
-}
+mod tests;

@@ -1,5 +1,7 @@
 //! From GitLab's settings to the assignments that they ask for, as far as the configuration allows them.
 
+use std::collections::HashSet;
+
 use duo_contract::name::ModelName;
 
 use super::fetch::{FeatureNode, ModelNode, Settings, shown};
@@ -42,12 +44,13 @@ pub(super) struct Translated {
 pub(super) fn translate(settings: &Settings, state: &ConfigState, check: PromptCheck<'_>) -> Translated {
     let mut changes: Vec<FeatureChange> = Vec::new();
     let mut skipped = Vec::new();
-    for node in &settings.features {
+    // Of a feature that is named again the last word counts, also where it changes nothing.
+    let mut named = HashSet::new();
+    let mut nodes: Vec<_> = settings.features.iter().rev().collect();
+    nodes.retain(|node| named.insert(node.feature.to_ascii_lowercase()));
+    for node in nodes.into_iter().rev() {
         match change(node, settings, state, check) {
-            Ok(Some(change)) => {
-                changes.retain(|other| other.feature != change.feature);
-                changes.push(change);
-            }
+            Ok(Some(change)) => changes.push(change),
             Ok(None) => {}
             Err(reason) => skipped.push(Skipped {
                 setting: shown(&node.feature),
@@ -135,9 +138,126 @@ fn identifier(model: &ModelNode) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use duo_contract::name::FeatureName;
+    use duo_contract::name::{FeatureName, Lane};
+    use duo_contract::snapshot::{BodyPolicy, Feature, Model, PromptOverride, Support, SupportLevel};
+    use proptest::prelude::*;
+    use proptest::sample::select;
 
     use super::*;
+    use crate::gitlab_sync::fetch::ModelReference;
+    use crate::store::change::Edit;
+    use crate::store::features::{FeatureKind, FeatureRow};
+    use crate::store::support_levels::SupportRow;
+
+    const MODELS: [&str; 3] = ["mistral", "llama", "unfit"];
+
+    /// Every feature and three models, the last of which goes with none.
+    fn state() -> ConfigState {
+        let model = |name: &str| Model {
+            name: ModelName::parse(name).expect("a name"),
+            family: name.to_owned(),
+            context_tokens: 100,
+            max_output_tokens: 10,
+        };
+        let feature = |name: FeatureName| FeatureRow {
+            feature: Feature {
+                name,
+                active: false,
+                model: None,
+                lane: Lane::Interactive,
+                first_byte_within_ms: 1,
+                end_within_ms: 2,
+                bodies: BodyPolicy::None,
+            },
+            title: String::new(),
+            kind: FeatureKind::Language,
+            scopes: Vec::new(),
+            acknowledgement: None,
+        };
+        let names = FEATURES.map(|(_, ours)| FeatureName::parse(ours).expect("a name"));
+        let level = |feature: &FeatureName, family: &str| SupportRow {
+            support: Support {
+                feature: feature.clone(),
+                family: family.to_owned(),
+                level: match family {
+                    "unfit" => SupportLevel::NotSupported,
+                    _ => SupportLevel::Supported,
+                },
+            },
+            reason: None,
+        };
+        ConfigState {
+            revision: 1,
+            models: MODELS.map(model).to_vec(),
+            support_levels: names
+                .iter()
+                .flat_map(|feature| MODELS.map(|family| level(feature, family)))
+                .collect(),
+            features: names.map(feature).to_vec(),
+            prompts: Vec::new(),
+            issuers: Vec::new(),
+        }
+    }
+
+    fn settings() -> impl Strategy<Value = Settings> {
+        let names = vec![
+            "code_completions",
+            "DUO_CHAT",
+            "duo_chat",
+            "summarize_review",
+            "surprise",
+        ];
+        let providers = vec![
+            Some("self_hosted"),
+            Some("SELF_HOSTED"),
+            Some("disabled"),
+            Some("vendored"),
+            None,
+        ];
+        let feature = (select(names), select(providers), prop::option::of(0usize..5));
+        let feature = feature.prop_map(|(feature, provider, model)| FeatureNode {
+            feature: feature.to_owned(),
+            provider: provider.map(str::to_owned),
+            model: model.map(|id| ModelReference { id: id.to_string() }),
+        });
+        let identifiers = ["custom_openai/mistral", "llama", "unfit", "unknown"];
+        let models = identifiers.iter().enumerate().map(|(id, identifier)| ModelNode {
+            id: id.to_string(),
+            name: format!("model {id}"),
+            identifier: Some((*identifier).to_owned()),
+        });
+        let models: Vec<_> = models.collect();
+        prop::collection::vec(feature, 0..8).prop_map(move |features| Settings {
+            models: models.clone(),
+            features,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_but_assignments_changes_and_once_is_enough(before in settings(), after in settings()) {
+            let accept = |_: &PromptOverride| Ok(());
+            let mut now = state();
+            for settings in [before, after] {
+                let translated = translate(&settings, &now, &accept);
+                let plan = plan(&translated.wanted, &now, ACTOR, &accept).expect("each change is allowed");
+                prop_assert_eq!(plan.edits.len(), translated.changes.len());
+                for edit in &plan.edits {
+                    let Edit::PutFeature(from, to) = edit else {
+                        return Err(TestCaseError::fail(format!("{edit:?}")));
+                    };
+                    let mut only = (**from).clone();
+                    only.feature.active = to.feature.active;
+                    only.feature.model.clone_from(&to.feature.model);
+                    prop_assert_eq!(&only, &**to);
+                    prop_assert_ne!(to.feature.model.as_ref().map(ModelName::as_str), Some("unfit"));
+                }
+                now = plan.state;
+                let again = translate(&settings, &now, &accept);
+                prop_assert!(again.changes.is_empty(), "{:?}", again.changes);
+            }
+        }
+    }
 
     #[test]
     fn every_feature_of_ours_has_a_valid_name_and_is_meant_once() {

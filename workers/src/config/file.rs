@@ -6,6 +6,7 @@ mod slots;
 use std::collections::BTreeSet;
 
 use duo_contract::name::ModelName;
+use http::HeaderValue;
 use reqwest::Url;
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -139,16 +140,10 @@ impl Server {
         if name.is_empty() {
             problem("name is empty".to_owned());
         }
-        match Url::parse(&self.url) {
-            Ok(url) if !matches!(url.scheme(), "http" | "https") => {
-                problem(format!("url {:?} must start with http:// or https://", self.url));
-            }
-            Ok(url) if !url.username().is_empty() || url.password().is_some() => {
-                problem("url may not hold a user or password: use api_key_env or api_key_file".to_owned());
-            }
-            Ok(_) => {}
-            Err(error) => problem(format!("url {:?} is not a URL: {error}", self.url)),
-        }
+        let url = base_url(&self.url).unwrap_or_else(|text| {
+            problem(text);
+            String::new()
+        });
         let slots =
             Slots::checked(self.slots, self.slots_min, self.slots_max, self.kind).unwrap_or_else(|text| {
                 problem(text);
@@ -173,6 +168,12 @@ impl Server {
             },
             (None, None) => Ok(None),
         };
+        let api_key = api_key.and_then(|key| match &key {
+            Some(text) if HeaderValue::from_bytes(text.as_bytes()).is_err() => {
+                Err("the API key holds what no HTTP header can carry".to_owned())
+            }
+            _ => Ok(key),
+        });
         let api_key = api_key.unwrap_or_else(|text| {
             problem(text);
             None
@@ -195,7 +196,7 @@ impl Server {
             problem("a model is named twice".to_owned());
         }
         ServerConfig {
-            url: self.url.trim_end_matches('/').to_owned(),
+            url,
             slots,
             kind: self.kind,
             api_key: api_key.map(SecretString::from),
@@ -205,56 +206,20 @@ impl Server {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use secrecy::ExposeSecret as _;
-
-    use super::*;
-
-    const GOOD: &str = "
-servers:
-  - name: local
-    url: http://127.0.0.1:8000/v1/
-    slots: 8
-    api_key_env: VLLM_KEY
-    models:
-      - model: mistral
-        served_as: Mistral-7B
-        tools: true
-      - model: codegemma
-";
-
-    #[test]
-    fn a_server_is_read_with_its_defaults_and_its_key() {
-        let servers = parse(GOOD, |name| (name == "VLLM_KEY").then(|| "secret".to_owned())).expect("valid");
-        let server = &servers[0];
-        assert_eq!(server.url, "http://127.0.0.1:8000/v1");
-        assert_eq!((server.slots, server.kind), (Slots::Fixed(8), ServerKind::Vllm));
-        assert_eq!(server.models[0].served_as, "Mistral-7B");
-        assert_eq!(server.models[1].served_as, "codegemma");
-        assert_eq!((server.models[0].tools, server.models[1].tools), (true, false));
-        assert_eq!(server.api_key.as_ref().expect("a key").expose_secret(), "secret");
-        assert!(!format!("{server:?}").contains("secret"));
+/// The URL that endpoint paths are appended to.
+fn base_url(text: &str) -> Result<String, String> {
+    let url = Url::parse(text).map_err(|error| format!("url is not a URL: {error}"))?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("url may not hold a user or password: use api_key_env or api_key_file".to_owned());
     }
-
-    #[test]
-    fn every_mistake_is_named() {
-        let text = "
-servers:
-  - {name: a, url: 'ftp://x', slots: 0, models: []}
-  - {name: a, url: 'http://x', slots: 1, api_key_env: DUO_KEY, models: [{model: m}, {model: m}]}
-";
-        let problems = parse(text, |_| None).expect_err("refused").join("\n");
-        for part in [
-            "http:// or https://",
-            "slots must",
-            "models is empty",
-            "two servers",
-            "DUO_",
-            "twice",
-        ] {
-            assert!(problems.contains(part), "{part:?} is not in {problems}");
-        }
-        assert!(parse(&GOOD.replace("slots", "slot"), |_| None).is_err());
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(format!("url {text:?} must start with http:// or https://"));
     }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err("url may not hold a query or a fragment: paths are appended to it".to_owned());
+    }
+    Ok(url.as_str().trim_end_matches('/').to_owned())
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,8 +16,8 @@ use serde_json::{Map, Value};
 
 use super::Fault;
 
-/// Most bytes of the choices of one answer's chunks.
-const MOST_CHOICES_BYTES: usize = 64 << 20;
+/// Most bytes of the choices of one answer's chunks, together with what is kept of their other members.
+const MOST_BYTES: usize = 64 << 20;
 const ASKED: &[u8] = br#"{"stream":true,"stream_options":{"include_usage":true}"#;
 
 /// The members of an object in their order, values unread.
@@ -124,7 +124,7 @@ impl Fold {
                 match &*name {
                     "choices" => self.choices(value.get())?,
                     "object" => {}
-                    _ => self.keep(name, value),
+                    _ => self.keep(name, value)?,
                 }
             }
         }
@@ -175,20 +175,27 @@ impl Fold {
     }
 
     /// The last chunk that says something has the word.
-    fn keep(&mut self, name: String, value: &RawValue) {
+    fn keep(&mut self, name: String, value: &RawValue) -> Result<(), Fault> {
         match self.members.get(&name) {
-            Some(before) if value.get() == "null" || value.get() == before.get() => {}
-            _ => {
-                self.members.insert(name, value.to_owned());
-            }
+            Some(before) if value.get() == "null" || value.get() == before.get() => return Ok(()),
+            Some(before) => self.bytes -= before.get().len(),
+            None => self.bytes += name.len(),
         }
+        self.grow(value.get().len())?;
+        self.members.insert(name, value.to_owned());
+        Ok(())
+    }
+
+    fn grow(&mut self, bytes: usize) -> Result<(), Fault> {
+        self.bytes += bytes;
+        if self.bytes > MOST_BYTES {
+            return Err(Fault::server("the model server's answer is too long"));
+        }
+        Ok(())
     }
 
     fn choices(&mut self, choices: &str) -> Result<(), Fault> {
-        self.bytes += choices.len();
-        if self.bytes > MOST_CHOICES_BYTES {
-            return Err(Fault::server("the model server's answer is too long"));
-        }
+        self.grow(choices.len())?;
         let choices: Option<Vec<Map<String, Value>>> =
             serde_json::from_str(choices).map_err(|_| unreadable())?;
         for (name, value) in choices.into_iter().flatten().flatten() {
@@ -268,6 +275,7 @@ fn unreadable() -> Fault {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -430,6 +438,77 @@ mod tests {
     fn a_second_choice_or_no_chunk_is_a_fault() {
         for chunk in [r#"{"choices":[{"index":1}]}"#, r#"{"choices":7}"#, "[]", "null"] {
             assert!(folded(Endpoint::Completions, [chunk]).is_err(), "{chunk}");
+        }
+    }
+
+    #[test]
+    fn members_without_end_are_refused() {
+        let member = "x".repeat(7 << 20);
+        let mut fold = Fold::new(Endpoint::ChatCompletions);
+        let mut push = |name: usize| fold.push(json!({ format!("m{name}"): member }).to_string().as_bytes());
+        assert_eq!((0..10).find(|name| push(*name).is_err()), Some(9));
+        // One that comes again takes the place of the one before.
+        let mut fold = Fold::new(Endpoint::ChatCompletions);
+        let mut push = |turn: usize| fold.push(json!({ "m": member, "n": turn }).to_string().as_bytes());
+        assert!((0..12).all(|turn| push(turn).is_ok()));
+    }
+
+    /// `text` in pieces that together are it.
+    fn pieces(text: &str, cuts: &[usize]) -> Vec<String> {
+        let mut cuts: Vec<_> = cuts.iter().map(|at| text.floor_char_boundary(*at)).collect();
+        cuts.extend([0, text.len()]);
+        cuts.sort_unstable();
+        cuts.windows(2)
+            .map(|ends| text[ends[0]..ends[1]].to_owned())
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn an_answer_is_the_same_however_its_stream_is_cut(
+            reasoning in "[a-z\u{e4}\" ]{0,12}", content in "\\PC{1,12}", arguments in "[a-z{}\":,\u{e4}]{1,12}",
+            cuts in prop::collection::vec(0usize..40, 0..5), frames in prop::collection::vec(any::<bool>(), 24),
+        ) {
+            let mut deltas = vec![json!({"role": "assistant", "content": null})];
+            deltas.extend(pieces(&reasoning, &cuts).iter().map(|part| json!({"reasoning_content": part})));
+            deltas.extend(pieces(&content, &cuts).iter().map(|part| json!({"content": part})));
+            let call = |part: &String| json!({"tool_calls": [{"index": 0, "function": {"name": "f", "arguments": part}}]});
+            deltas.extend(pieces(&arguments, &cuts).iter().map(call));
+            let mut frame = Vec::new();
+            let mut fold = Fold::new(Endpoint::ChatCompletions);
+            for (delta, ends) in deltas.iter().zip(frames.iter().cycle()) {
+                frame.extend(json!({"choices": [{"index": 0, "delta": delta}]}).to_string().into_bytes());
+                frame.push(b'\n');
+                if *ends {
+                    fold.push(&std::mem::take(&mut frame)).expect("chunks");
+                }
+            }
+            fold.push(&frame).expect("chunks");
+            let whole: Value = serde_json::from_slice(&fold.finish().expect("folds")).expect("JSON");
+            let message = json!({
+                "role": "assistant", "content": content, "reasoning_content": reasoning,
+                "tool_calls": [{"function": {"name": "f", "arguments": arguments}}],
+            });
+            prop_assert_eq!(&whole["choices"][0]["message"], &message);
+        }
+
+        #[test]
+        fn no_chunk_is_a_panic(
+            chunks in prop::collection::vec(
+                prop_oneof![
+                    prop::collection::vec(any::<u8>(), 0..60).boxed(),
+                    "(\\{|\\}|\\[|\\]|\"choices\":|\"delta\":|\"tool_calls\":|\"function\":|\"index\":|\"x\"|7|null|,){0,24}"
+                        .prop_map(String::into_bytes).boxed(),
+                ],
+                0..4
+            )
+        ) {
+            let mut fold = Fold::new(Endpoint::ChatCompletions);
+            let pushed = chunks.iter().try_for_each(|chunk| fold.push(chunk));
+            if pushed.is_ok() {
+                let whole: Value = serde_json::from_slice(&fold.finish().expect("folds")).expect("JSON");
+                prop_assert_eq!(&whole["object"], "chat.completion");
+            }
         }
     }
 }

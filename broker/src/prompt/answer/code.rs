@@ -1,6 +1,6 @@
 //! Generated code without the Markdown that models wrap it in.
 
-use super::fold;
+use super::fold::{self, Held};
 
 const FENCE: &str = "```";
 /// A fence that is indented further than this stands in the code itself, as in the comment of a function.
@@ -12,8 +12,13 @@ const DEEPEST_FENCE: usize = 3;
 #[derive(Debug, Default)]
 pub(super) struct Code {
     place: Place,
-    /// The beginning of the answer, or of the line.
-    held: String,
+    /// The beginning of the answer.
+    begun: String,
+    /// How much of it is blanks and an introduction.
+    seen: usize,
+    introduced: bool,
+    /// The beginning of the line.
+    held: Held,
     line: Line,
 }
 
@@ -22,7 +27,7 @@ enum Place {
     /// No code yet.
     #[default]
     Before,
-    /// The answer is code, whatever fences it holds.
+    /// The answer is code, whatever fences it begins or ends with.
     Bare,
     /// Within a fence.
     Within,
@@ -53,23 +58,23 @@ impl Code {
 
     /// What was held back until the end.
     pub(super) fn finish(&mut self) -> String {
-        let held = std::mem::take(&mut self.held);
         match self.place {
+            Place::Before => std::mem::take(&mut self.begun),
+            Place::Bare | Place::Within => self.held.take(),
             Place::Behind => String::new(),
-            _ => held,
         }
     }
 
     /// `piece` holds no line break but at its end.
     fn push_piece(&mut self, piece: &str, out: &mut String) {
         if self.place == Place::Before {
-            self.held.push_str(piece);
+            self.begun.push_str(piece);
             if !self.begins() {
                 return;
             }
             // Decided: what is held goes the way of all lines.
-            let held = std::mem::take(&mut self.held);
-            for line in held.split_inclusive('\n') {
+            let begun = std::mem::take(&mut self.begun);
+            for line in begun.split_inclusive('\n') {
                 self.push_line(line, out);
             }
             return;
@@ -79,31 +84,31 @@ impl Code {
 
     /// Can the answer's beginning be told? An introduction to a fence is dropped here.
     fn begins(&mut self) -> bool {
-        let mut at = 0;
-        let mut introduced = false;
-        for line in self.held.split_inclusive('\n') {
-            let start = line.trim_start();
-            if start.is_empty() {
-                at += line.len();
-                continue;
-            }
-            if start.starts_with(FENCE) {
-                self.held.drain(..at);
+        loop {
+            let start = self.begun[self.seen..].trim_start();
+            self.seen = self.begun.len() - start.len();
+            let (line, ended) = match start.find('\n') {
+                Some(at) => (&start[..=at], true),
+                None => (start, false),
+            };
+            if line.starts_with(FENCE) {
+                self.begun.drain(..self.seen);
                 self.place = Place::Behind;
                 return true;
             }
-            if FENCE.starts_with(start) && !line.ends_with('\n') {
+            if FENCE.starts_with(line) && !ended {
                 return false;
             }
-            let ended = line.ends_with('\n');
-            if introduced || !fold::may_open(start) || (ended && !fold::is_introduction(line)) {
+            if self.introduced || !fold::may_open(line) || (ended && !fold::is_introduction(line)) {
                 self.place = Place::Bare;
                 return true;
             }
-            introduced = true;
-            at += line.len();
+            if !ended {
+                return false;
+            }
+            self.introduced = true;
+            self.seen += line.len();
         }
-        false
     }
 
     fn push_line(&mut self, piece: &str, out: &mut String) {
@@ -111,16 +116,17 @@ impl Code {
             Line::Text => self.show(piece, out),
             Line::Fence => {}
             Line::Starting => {
-                self.held.push_str(piece);
-                let start = self.held.trim_start();
-                let indent = self.held.len() - start.len();
-                let deep = self.place == Place::Within && indent > DEEPEST_FENCE;
+                self.held.push(piece);
+                let length = self.held.len();
+                let start = self.held.begun();
+                let indent = length - start.len();
+                let deep = indent > DEEPEST_FENCE && self.place != Place::Behind;
                 if start.starts_with(FENCE) && !deep {
                     self.line = Line::Fence;
-                    self.held.clear();
+                    self.held.take();
                 } else if deep || !FENCE.starts_with(start) || piece.ends_with('\n') {
                     self.line = Line::Text;
-                    let held = std::mem::take(&mut self.held);
+                    let held = self.held.take();
                     self.show(&held, out);
                 }
             }

@@ -9,10 +9,8 @@ const PROGRAMS: [&str; 2] = ["git ", "glab "];
 
 /// Puts commands into a fence where there is none, and ends one that has no end.
 pub(super) fn repair(text: &str, _: End) -> Result<Cow<'_, str>, Unusable> {
-    let fences = text
-        .lines()
-        .filter(|line| line.trim_start().starts_with(FENCE))
-        .count();
+    // One may begin and end on the same line.
+    let fences = text.matches(FENCE).count();
     if fences > 0 {
         let line_break = if text.ends_with('\n') { "" } else { "\n" };
         return Ok(match fences % 2 {

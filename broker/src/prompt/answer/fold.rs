@@ -29,6 +29,38 @@ const LABELS: [&str; 8] = [
 /// The longest introduction, in bytes.
 pub(super) const LONGEST_INTRODUCTION: usize = 200;
 
+/// Text that comes in pieces and whose leading blanks are looked at once, however many there are.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    text: String,
+    blanks: usize,
+}
+
+impl Held {
+    pub(super) fn push(&mut self, piece: &str) {
+        self.text.push_str(piece);
+    }
+
+    /// The text without the blanks in front.
+    pub(super) fn begun(&mut self) -> &str {
+        let begun = self.text[self.blanks..].trim_start();
+        self.blanks = self.text.len() - begun.len();
+        &self.text[self.blanks..]
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.text.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.text.is_empty()
+    }
+
+    pub(super) fn take(&mut self) -> String {
+        std::mem::take(self).text
+    }
+}
+
 /// Is `line` an introduction to what follows, and nothing else?
 pub(super) fn is_introduction(line: &str) -> bool {
     let line = line.trim().trim_matches('*').trim_end();
@@ -37,13 +69,19 @@ pub(super) fn is_introduction(line: &str) -> bool {
     };
     let said = said.trim_end_matches('*').to_lowercase();
     said.len() <= LONGEST_INTRODUCTION
-        && (LABELS.contains(&said.as_str()) || OPENERS.iter().any(|opener| said.starts_with(opener)))
+        && (LABELS.contains(&said.as_str()) || OPENERS.iter().any(|opener| opens(&said, opener)))
+}
+
+/// Does it begin with these words, and not with a longer one?
+fn opens(said: &str, opener: &str) -> bool {
+    said.strip_prefix(opener)
+        .is_some_and(|behind| !behind.starts_with(char::is_alphanumeric))
 }
 
 /// May `beginning`, the first part of a line, become an introduction?
 pub(super) fn may_introduce(beginning: &str) -> bool {
     let said = beginning.trim_start().trim_start_matches('*').to_lowercase();
-    said.len() <= LONGEST_INTRODUCTION
+    beginning.len() <= LONGEST_INTRODUCTION
         && OPENERS
             .iter()
             .chain(&LABELS)
@@ -53,7 +91,7 @@ pub(super) fn may_introduce(beginning: &str) -> bool {
 /// May `beginning`, the first part of a line, become an introduction that says more than a label?
 pub(super) fn may_open(beginning: &str) -> bool {
     let said = beginning.trim_start().trim_start_matches('*').to_lowercase();
-    said.len() <= LONGEST_INTRODUCTION
+    beginning.len() <= LONGEST_INTRODUCTION
         && OPENERS
             .iter()
             .any(|known| said.starts_with(known) || known.starts_with(said.as_str()))

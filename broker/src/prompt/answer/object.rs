@@ -171,10 +171,15 @@ pub(super) fn temperature(text: &str, _: End) -> Result<Cow<'_, str>, Unusable> 
         return Ok(Cow::Borrowed(text));
     }
     let object = find(text, "rating").unwrap_or_default();
-    let rating = match object.get("rating") {
-        Some(Value::Number(number)) => number.as_u64(),
+    let rating: Option<f64> = match object.get("rating") {
+        Some(Value::Number(number)) => number.as_f64(),
         Some(Value::String(text)) => text.trim().parse().ok(),
         _ => None,
+    };
+    let rating = match rating {
+        Some(rating) if rating >= 2.5 => 3,
+        Some(rating) if rating >= 1.5 => 2,
+        _ => 1,
     };
     let issues = match object.get("issues") {
         Some(Value::Array(issues)) => issues
@@ -185,10 +190,7 @@ pub(super) fn temperature(text: &str, _: End) -> Result<Cow<'_, str>, Unusable> 
         Some(Value::String(issue)) if !issue.is_empty() => vec![issue.clone()],
         _ => Vec::new(),
     };
-    let repaired = Temperature {
-        rating: rating.unwrap_or(1).clamp(1, 3),
-        issues,
-    };
+    let repaired = Temperature { rating, issues };
     let repaired = serde_json::to_string(&repaired).map_err(|_| Unusable)?;
     Ok(Cow::Owned(format!("{OPEN}{repaired}{CLOSE}")))
 }

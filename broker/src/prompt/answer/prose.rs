@@ -1,6 +1,6 @@
 //! Markdown that models like to wrap: in an introduction, in a fence around the whole.
 
-use super::fold;
+use super::fold::{self, Held, LONGEST_INTRODUCTION};
 
 const FENCE: &str = "```";
 
@@ -13,15 +13,37 @@ pub(super) enum Wrappers {
     Any,
 }
 
+impl Wrappers {
+    /// The lines that open one.
+    fn names(self) -> &'static [&'static str] {
+        match self {
+            Wrappers::Markdown => &["```markdown", "```md"],
+            Wrappers::Any => &["```markdown", "```md", "```", "```text", "```txt", "```plaintext"],
+        }
+    }
+}
+
+fn wraps(names: &[&str], line: &str) -> bool {
+    line.len() <= LONGEST_INTRODUCTION && names.contains(&line.trim())
+}
+
+/// May `beginning`, the first part of a line, become one that wraps?
+fn may_wrap(names: &[&str], beginning: &str) -> bool {
+    let said = beginning.trim();
+    beginning.len() <= LONGEST_INTRODUCTION && names.iter().any(|name| name.starts_with(said))
+}
+
 /// Text without its wrapping.
 #[derive(Debug)]
 pub(super) struct Prose {
     wrappers: Wrappers,
-    /// The beginning, or a fence that may be the wrapper's end with the blanks behind it.
-    held: String,
+    /// The beginning.
+    begun: Held,
     state: State,
+    /// Within a wrapper, a fence that may be its end with the blanks behind it.
+    held: String,
     /// The line so far, within a wrapper, if it may be a fence.
-    line: String,
+    line: Held,
     /// Within a line that flows?
     mid_line: bool,
     /// Within a fence that stands inside the wrapper?
@@ -42,9 +64,10 @@ impl Prose {
     pub(super) fn new(wrappers: Wrappers) -> Self {
         Self {
             wrappers,
-            held: String::new(),
+            begun: Held::default(),
             state: State::Starting,
-            line: String::new(),
+            held: String::new(),
+            line: Held::default(),
             mid_line: false,
             inside: false,
             introduced: false,
@@ -57,7 +80,7 @@ impl Prose {
             State::Flowing => text.to_owned(),
             State::Wrapped => self.unwrap(text),
             State::Starting | State::Introduced => {
-                self.held.push_str(text);
+                self.begun.push(text);
                 self.start()
             }
         }
@@ -66,11 +89,11 @@ impl Prose {
     /// What was held back until the end.
     pub(super) fn finish(&mut self) -> String {
         let held = std::mem::take(&mut self.held);
-        let line = std::mem::take(&mut self.line);
+        let line = self.line.take();
         match self.state {
             State::Flowing => String::new(),
-            State::Introduced => held.trim_start().to_owned(),
-            State::Starting => held,
+            State::Introduced => self.begun.begun().to_owned(),
+            State::Starting => self.begun.take(),
             State::Wrapped if line.trim() == FENCE && !self.inside => String::new(),
             State::Wrapped if line.trim().is_empty() && !held.is_empty() => String::new(),
             State::Wrapped => held + &line,
@@ -80,24 +103,28 @@ impl Prose {
     /// Decides by the first line that is not empty.
     fn start(&mut self) -> String {
         loop {
-            let begun = self.held.trim_start_matches(['\n', '\r', ' ', '\t']);
+            let names = self.wrappers.names();
+            let introduces = self.wrappers == Wrappers::Any && !self.introduced;
+            let begun = self.begun.begun();
             if begun.is_empty() {
                 return String::new();
             }
             let Some((line, rest)) = begun.split_once('\n') else {
-                if self.may_wrap(begun) || self.may_introduce(begun) {
+                if may_wrap(names, begun) || (introduces && fold::may_introduce(begun)) {
                     return String::new();
                 }
                 return self.flow();
             };
-            if self.wraps(line) {
+            if wraps(names, line) {
                 let rest = rest.to_owned();
-                self.held.clear();
+                self.begun.take();
                 self.state = State::Wrapped;
                 return self.unwrap(&rest);
             }
-            if self.may_introduce(line) && fold::is_introduction(line) {
-                self.held = rest.to_owned();
+            if introduces && fold::may_introduce(line) && fold::is_introduction(line) {
+                let rest = rest.to_owned();
+                self.begun.take();
+                self.begun.push(&rest);
                 self.state = State::Introduced;
                 self.introduced = true;
                 continue;
@@ -107,32 +134,12 @@ impl Prose {
     }
 
     fn flow(&mut self) -> String {
-        let held = std::mem::take(&mut self.held);
+        let held = self.begun.take();
         let introduced = self.state == State::Introduced;
         self.state = State::Flowing;
         match introduced {
             true => held.trim_start_matches(['\n', '\r']).to_owned(),
             false => held,
-        }
-    }
-
-    fn wraps(&self, line: &str) -> bool {
-        self.names().contains(&line.trim())
-    }
-
-    fn may_wrap(&self, beginning: &str) -> bool {
-        let beginning = beginning.trim();
-        self.names().iter().any(|name| name.starts_with(beginning))
-    }
-
-    fn may_introduce(&self, beginning: &str) -> bool {
-        self.wrappers == Wrappers::Any && !self.introduced && fold::may_introduce(beginning)
-    }
-
-    fn names(&self) -> &'static [&'static str] {
-        match self.wrappers {
-            Wrappers::Markdown => &["```markdown", "```md"],
-            Wrappers::Any => &["```markdown", "```md", "```", "```text", "```txt", "```plaintext"],
         }
     }
 
@@ -145,13 +152,13 @@ impl Prose {
                 out.push_str(piece);
                 continue;
             }
-            self.line.push_str(piece);
-            let start = self.line.trim_start();
+            self.line.push(piece);
+            let start = self.line.begun();
             if !ended && (FENCE.starts_with(start) || start.starts_with(FENCE)) {
                 self.mid_line = false;
                 continue;
             }
-            let line = std::mem::take(&mut self.line);
+            let line = self.line.take();
             self.take_line(&line, &mut out);
         }
         out

@@ -43,7 +43,12 @@ pub(super) fn repair(text: &str, end: End) -> Result<Cow<'_, str>, Unusable> {
 
 /// The inside of the last block, and whether it has an end. Comments without a block count as one.
 fn review(text: &str) -> Option<(&str, bool)> {
-    if let Some(at) = text.rfind(OPEN) {
+    let opens = || text.rmatch_indices(OPEN).map(|(at, _)| at);
+    // One that stands within a line may be a comment's own words, or the code's.
+    if let Some(at) = opens()
+        .find(|at| begins_line(text, *at))
+        .or_else(|| opens().next())
+    {
         let inside = &text[at + OPEN.len()..];
         return Some(match inside.rfind(CLOSE) {
             Some(length) => (&inside[..length], true),
@@ -53,6 +58,11 @@ fn review(text: &str) -> Option<(&str, bool)> {
     let inside = &text[text.find("<comment ")?..];
     let length = inside.rfind(COMMENT_END)? + COMMENT_END.len();
     Some((&inside[..length], false))
+}
+
+fn begins_line(text: &str, at: usize) -> bool {
+    let before = text[..at].trim_end_matches([' ', '\t']);
+    before.is_empty() || before.ends_with(['\n', '\r'])
 }
 
 /// The comments that have a place, and how many there were. The last one does not count where it was cut off.

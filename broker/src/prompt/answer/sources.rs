@@ -1,6 +1,8 @@
 //! Markdown that ends with the documents it comes from: a line `ATTRS:` with their ids, by which GitLab finds the links.
 
 const MARKER: &str = "ATTRS";
+/// Most bytes of blanks and signs around the marker that count as belonging to it.
+const LONGEST_LEAD: usize = 64;
 
 /// Passes the text on and puts the list behind it in order.
 #[derive(Debug)]
@@ -55,11 +57,13 @@ impl Sources {
         let mut from = 0;
         while let Some(found) = text[from..].find(MARKER) {
             let at = from + found;
-            let behind = text[at + MARKER.len()..].trim_start_matches(['*', ' ']);
-            if behind.is_empty() {
+            let all = &text[at + MARKER.len()..];
+            let behind = all.trim_start_matches(['*', ' ']);
+            let near = all.len() - behind.len() <= LONGEST_LEAD;
+            if behind.is_empty() && near {
                 return before(text, at);
             }
-            if behind.starts_with(':') {
+            if behind.starts_with(':') && near {
                 self.listing = true;
                 return before(text, at);
             }
@@ -91,8 +95,9 @@ impl Sources {
 
 /// Where what leads up to the marker at `at` begins: blanks and the signs of bold text.
 fn before(text: &str, at: usize) -> usize {
-    let lead = text[..at].trim_end_matches('*');
-    lead.trim_end_matches(['\n', '\r', ' ']).len()
+    let from = text.floor_char_boundary(at.saturating_sub(LONGEST_LEAD));
+    let lead = text[from..at].trim_end_matches('*');
+    from + lead.trim_end_matches(['\n', '\r', ' ']).len()
 }
 
 /// Is the list as it was asked for?

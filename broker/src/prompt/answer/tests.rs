@@ -24,6 +24,9 @@ const IDENTIFIER: &str = r#"{"ResourceIdentifierType": "iid", "ResourceIdentifie
 const IDENTIFIED: &str = r#"{"ResourceIdentifierType":"iid","ResourceIdentifier":"42"}"#;
 const REVIEW: &str = "<review>\n<comment file=\"a.rb\" old_line=\"\" new_line=\"3\">\nIt leaks.\n<from>\n  a\n</from>\n\
                       <to>\n  b\n</to>\n</comment>\n</review>";
+const REVIEW_OF_A_REVIEW: &str = "<review>\n<comment file=\"a.rs\" old_line=\"\" new_line=\"3\">\nName it.\n<from>\n  \
+                                  x(\"<review>\");\n</from>\n<to>\n  x(OPEN);\n</to>\n</comment>\n<comment file=\"b\" \
+                                  old_line=\"1\" new_line=\"\">\nSo is `</review>`.\n</comment>\n</review>";
 const FIXED: &str = "<analysis>\nWhy.\n</analysis>\n<fixed_code>\n<old_code>\n\n  a\n</old_code>\n<new_code>\n\n  b\n\
                      </new_code>\n</fixed_code>";
 const CATEGORY: &str =
@@ -123,6 +126,11 @@ const CASES: &[(&str, &str, Option<&str>)] = &[
         "fine",
         Some("<temperature_rating>{\"rating\":1,\"issues\":[]}</temperature_rating>"),
     ),
+    (
+        "measure_comment_temperature",
+        "<temperature_rating>{\"rating\": 3.0, \"issues\": []}</temperature_rating>",
+        Some("<temperature_rating>{\"rating\":3,\"issues\":[]}</temperature_rating>"),
+    ),
     // Intent of a mention.
     ("classify_code_review_mention_intent", "assistant_flow", None),
     (
@@ -142,7 +150,19 @@ const CASES: &[(&str, &str, Option<&str>)] = &[
         "Here is a title:\n\n\"Title: Fix the login.\"\nMore.",
         Some("Fix the login"),
     ),
+    ("generate_session_title", "Explain C#", None),
+    ("generate_session_title", "#12 needs a login", None),
+    ("generate_session_title", "Rename `foo`", None),
+    ("generate_session_title", "'foo' becomes 'bar'", None),
+    ("generate_session_title", "## **Fix `foo`.**", Some("Fix `foo`")),
+    ("generate_session_title", "**Title:** `Fix it`", Some("Fix it")),
+    ("generate_session_title", "* \"Fix the", Some("Fix the")),
     // Git commands.
+    (
+        "glab_ask_git_command",
+        "```git status```\nIt shows changes.",
+        None,
+    ),
     (
         "glab_ask_git_command",
         "```\ngit reset --soft HEAD~1\n```\nIt undoes.",
@@ -174,6 +194,11 @@ const CASES: &[(&str, &str, Option<&str>)] = &[
     ("generate_commit_message", "Commit message: Add a", None),
     (
         "generate_commit_message",
+        "Greater limits for:\n\n- lines\n",
+        None,
+    ),
+    (
+        "generate_commit_message",
         "**Commit message:**\nAdd a",
         Some("Add a"),
     ),
@@ -201,6 +226,7 @@ const CASES: &[(&str, &str, Option<&str>)] = &[
     ("model_configuration/check", "<think>", None),
     // A review.
     ("review_merge_request", REVIEW, None),
+    ("review_merge_request", REVIEW_OF_A_REVIEW, None),
     ("review_merge_request", "<review></review>", None),
     (
         "review_merge_request",
@@ -329,6 +355,8 @@ fn fences_and_what_is_said_about_code_go_and_all_code_stays() {
         code(deep),
         "def f():\n    \"\"\"\n    ```\n    f()\n    ```\n    \"\"\"\n"
     );
+    let bare = deep.trim_start_matches("```python\n").trim_end_matches("```");
+    assert_eq!(code(bare), bare);
     assert_eq!(code("here is = 1\n"), "here is = 1\n");
     assert_eq!(code("<think>a\n```\n</think>\n```\nx\n```"), "x\n");
     let markdown = "# A\n```sh\nls\n```\nend\n";
@@ -342,6 +370,45 @@ fn code_is_not_held_until_the_end_of_its_line() {
     assert_eq!(formatter.push("    re"), "    re");
     assert_eq!(formatter.push("turn\n  `"), "turn\n");
     assert_eq!(formatter.push("x"), "  `x");
+}
+
+/// Models repeat blanks without end: looking at what is held again for each piece would take minutes here.
+#[test]
+fn a_piece_costs_no_more_than_itself_whatever_is_held() {
+    let began = std::time::Instant::now();
+    let formats = [
+        "chat/explain_code",
+        "generate_description",
+        "chat/documentation_search",
+        "code",
+    ];
+    for begun in [
+        "",
+        "x",
+        "x\n",
+        "```md\n",
+        "```md\nx\n```\n",
+        "Here is it:\n",
+        "ATTRS",
+        "```\nx\n```\n",
+        "```",
+    ] {
+        for piece in ["\n", " ", "\u{a0}", "*"].map(|piece| piece.repeat(128)) {
+            for format in formats {
+                let mut formatter = match format {
+                    "code" => Formatter::code("go"),
+                    id => Formatter::new(id, documents()),
+                };
+                let mut shown = formatter.push(begun).len();
+                for _ in 0..8000 {
+                    shown += formatter.push(&piece).len();
+                    assert!(began.elapsed().as_secs() < 40, "{format} {begun:?} {piece:?}");
+                }
+                shown += formatter.finish(WHOLE).expect("text").len();
+                assert!(shown <= begun.len() + 8000 * piece.len());
+            }
+        }
+    }
 }
 
 fn ids() -> impl Iterator<Item = &'static str> {
@@ -412,6 +479,7 @@ fn broken() -> impl Strategy<Value = String> {
         "\"category\": 1",
         "\"rating\":9",
         "ATTRS",
+        "                                        \n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n",
         ":",
         "**",
         "CNT-IDX-7",
@@ -470,10 +538,10 @@ proptest! {
 
     #[test]
     fn what_was_repaired_needs_no_second_repair(answer in broken(), cut in any::<bool>()) {
+        // Thoughts may stand behind thoughts; each repair takes one block.
+        let answer = answer.replace("<think>", "");
         for id in ["chat/issue_reader", "categorize_question", "measure_comment_temperature", "review_merge_request",
             "resolve_vulnerability", "classify_code_review_mention_intent"] {
-            // Thoughts may stand behind thoughts; each repair takes one block.
-            prop_assume!(answer.matches("<think>").count() < 1);
             if let Ok(once) = format(id, &answer, End { cut }) {
                 prop_assert_eq!(format(id, &once, WHOLE), Ok(once.clone()), "{}", id);
             }

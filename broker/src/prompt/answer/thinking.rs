@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use super::Unusable;
+use super::fold::Held;
 
 const OPEN: &str = "<think>";
 const CLOSE: &str = "</think>";
@@ -11,6 +12,9 @@ const CLOSE: &str = "</think>";
 /// behind it. Anything else flows on untouched.
 #[derive(Debug, Default)]
 pub struct Thinking {
+    /// The beginning of the answer.
+    start: Held,
+    /// What may be the beginning of the end of the block.
     held: String,
     state: State,
 }
@@ -35,11 +39,14 @@ impl Thinking {
         if self.state == State::Answering || text.is_empty() {
             return Cow::Borrowed(text);
         }
-        if self.state == State::Starting && self.held.is_empty() && !may_think(text) {
+        if self.state == State::Starting && self.start.is_empty() && !may_think(text.trim_start()) {
             self.state = State::Answering;
             return Cow::Borrowed(text);
         }
-        self.held.push_str(text);
+        match self.state {
+            State::Starting => self.start.push(text),
+            _ => self.held.push_str(text),
+        }
         Cow::Owned(self.advance())
     }
 
@@ -51,18 +58,20 @@ impl Thinking {
         match self.state {
             State::Thinking => Err(Unusable),
             State::Turning => Ok(String::new()),
-            State::Starting | State::Answering => Ok(std::mem::take(&mut self.held)),
+            State::Starting | State::Answering => Ok(self.start.take()),
         }
     }
 
     fn advance(&mut self) -> String {
         if self.state == State::Starting {
-            if !may_think(&self.held) {
+            let begun = self.start.begun();
+            if !may_think(begun) {
                 self.state = State::Answering;
-                return std::mem::take(&mut self.held);
+                return self.start.take();
             }
-            if let Some(thoughts) = self.held.trim_start().strip_prefix(OPEN) {
+            if let Some(thoughts) = begun.strip_prefix(OPEN) {
                 self.held = thoughts.to_owned();
+                self.start.take();
                 self.state = State::Thinking;
             }
         }
@@ -94,9 +103,8 @@ impl Thinking {
     }
 }
 
-/// Does `text` begin with the tag, or with what may become it?
-fn may_think(text: &str) -> bool {
-    let start = text.trim_start();
+/// Does it begin with the tag, or with what may become it?
+fn may_think(start: &str) -> bool {
     start.starts_with(OPEN) || OPEN.starts_with(start)
 }
 

@@ -34,13 +34,37 @@ pub(super) fn title(text: &str, _: End) -> Result<Cow<'_, str>, Unusable> {
     }
 }
 
-/// A line without Markdown's signs, quotes and a label in front.
+/// A line without a heading's signs, a label in front and what is around the whole of it.
 fn bare(line: &str) -> &str {
-    let signs = |c: char| c.is_whitespace() || "*#`\"'".contains(c);
-    let line = line.trim_matches(signs);
+    let line = line.trim();
+    let heading = line.trim_start_matches('#');
+    let line = match heading.starts_with(' ') {
+        true => unwrapped(heading),
+        // A reference, such as #12.
+        false => unwrapped(line),
+    };
+    let is_label = |label: &str| label.trim_matches(['*', ' ']).eq_ignore_ascii_case("title");
     let line = match line.split_once(':') {
-        Some((label, title)) if label.eq_ignore_ascii_case("title") && !title.trim().is_empty() => title,
+        Some((label, title)) if is_label(label) && !title.trim().is_empty() => {
+            title.trim_start_matches(['*', ' '])
+        }
         _ => line,
     };
-    line.trim_matches(signs).trim_end_matches('.')
+    unwrapped(unwrapped(line).trim_end_matches('.')).trim_end_matches('.')
+}
+
+/// A line without signs and quotes that are around the whole of it; those around a part are the title's own.
+fn unwrapped(line: &str) -> &str {
+    let mut line = line.trim();
+    while let Some(inside) = ["**", "*", "`", "\"", "'"].iter().find_map(|sign| {
+        let behind = line.strip_prefix(sign)?;
+        match behind.strip_suffix(sign) {
+            Some(inside) => (!inside.contains(sign)).then_some(inside),
+            // Its end was cut off; an apostrophe has none.
+            None => (!behind.contains(sign) && *sign != "'").then_some(behind),
+        }
+    }) {
+        line = inside.trim();
+    }
+    line
 }

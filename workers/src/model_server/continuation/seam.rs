@@ -154,6 +154,8 @@ fn written(chunk: &Map<String, Value>) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn event(seam: &mut Seam, event: &Value) -> Vec<Value> {
@@ -243,5 +245,63 @@ mod tests {
             .expect("goes on");
         let line: Value = serde_json::from_slice(&line[0]).expect("JSON");
         assert_eq!(line["choices"][0]["token_ids"], json!([5]));
+    }
+
+    /// The answer as events that are cut at `cuts`, and what of it is shown.
+    fn goes_on(seam: &mut Seam, answer: &str, cuts: &[usize]) -> Result<String, Fault> {
+        let mut cuts: Vec<_> = cuts.iter().map(|at| answer.floor_char_boundary(*at)).collect();
+        cuts.extend([0, answer.len()]);
+        cuts.sort_unstable();
+        let mut shown = String::new();
+        for ends in cuts.windows(2) {
+            let event = text(&answer[ends[0]..ends[1]]).to_string();
+            for line in seam.event(event.as_bytes(), true)? {
+                let line: Value = serde_json::from_slice(&line).expect("JSON");
+                let choice = &line["choices"][0];
+                let said = choice.get("text").unwrap_or(&choice["delta"]["content"]);
+                shown.push_str(said.as_str().expect("text"));
+            }
+        }
+        Ok(shown)
+    }
+
+    proptest! {
+        #[test]
+        fn an_answer_goes_on_the_same_however_it_is_cut(
+            answer in "[a-c\u{e4}\u{1f600}\"]{0,16}",
+            has in 0usize..40,
+            cuts in prop::collection::vec(0usize..40, 0..6),
+            chat in any::<bool>(),
+        ) {
+            let (has, rest) = answer.split_at(answer.floor_char_boundary(has));
+            let behind = Seam { skip: has.to_owned(), chat, ..Seam::default() };
+            prop_assert_eq!(goes_on(&mut behind.clone(), &answer, &cuts).ok(), Some(rest.to_owned()));
+            let ahead = Seam { say: has.to_owned(), chat, ..Seam::default() };
+            // What is said first goes with the first event.
+            prop_assert_eq!(goes_on(&mut ahead.clone(), rest, &cuts).ok(), Some(answer.clone()));
+        }
+
+        #[test]
+        fn one_that_differs_in_what_the_client_has_is_never_shown_as_its_rest(
+            answer in "[a-c\u{e4}]{1,16}", at in any::<prop::sample::Index>(), cuts in prop::collection::vec(0usize..40, 0..6),
+        ) {
+            let at = answer.floor_char_boundary(at.index(answer.len()));
+            let differs = format!("{}X{}", &answer[..at], &answer[at..]);
+            let mut seam = Seam { skip: answer, ..Seam::default() };
+            prop_assert!(goes_on(&mut seam, &differs, &cuts).is_err());
+        }
+
+        #[test]
+        fn no_event_is_a_panic(
+            event in prop_oneof![
+                prop::collection::vec(any::<u8>(), 0..80).boxed(),
+                "(\\{|\\}|\\[|\\]|\"choices\":|\"text\":|\"usage\":|\"prompt_tokens\":|\"token_ids\":|\"finish_reason\":|\"x\"|7|null|,){0,24}"
+                    .prop_map(String::into_bytes).boxed(),
+            ],
+            chat in any::<bool>(), hide in any::<bool>(), skip in "[a-z]{0,2}", told in 0usize..3,
+        ) {
+            let mut seam = Seam { chat, skip, told, earlier: u64::MAX, ..Seam::default() };
+            let _lines = seam.event(&event, hide);
+        }
     }
 }

@@ -1,0 +1,75 @@
+//! What the operator provides in files: keys, tokenizers, certificate authorities.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use duo_contract::seal::SealKeys;
+
+use crate::auth::direct::SigningKeys;
+use crate::prompt::tokens::Tokenizers;
+
+/// The keys that seal requests' bodies.
+pub(super) fn read_keys(path: &Path) -> anyhow::Result<SealKeys> {
+    let text = std::fs::read_to_string(path).with_context(|| {
+        format!(
+            "the seal keys {} cannot be read; DUO_SEAL_KEYS_FILE names the file",
+            path.display()
+        )
+    })?;
+    Ok(SealKeys::parse(&text)?)
+}
+
+/// The tokenizers of the operator's models.
+pub(super) async fn read_tokenizers(folder: Option<PathBuf>) -> anyhow::Result<Tokenizers> {
+    let Some(folder) = folder else {
+        tracing::info!("no DUO_TOKENIZER_DIR: tokens of prompts are estimated from their bytes");
+        return Ok(Tokenizers::default());
+    };
+    // Big files that take a second each to read.
+    let loaded = tokio::task::spawn_blocking(move || Tokenizers::load(&folder)).await?;
+    let tokenizers = loaded.context("the tokenizers; DUO_TOKENIZER_DIR names their folder")?;
+    tracing::info!(names = ?tokenizers.names(), "tokens are counted by tokenizers");
+    Ok(tokenizers)
+}
+
+/// The keys that sign tokens for IDEs, where the operator has provided some.
+pub(super) fn read_signing_keys(path: Option<&Path>) -> anyhow::Result<Option<Arc<SigningKeys>>> {
+    let Some(path) = path else {
+        tracing::info!(
+            "no DUO_SIGNING_KEYS_FILE: there are no tokens for direct connections, IDEs ask through GitLab"
+        );
+        return Ok(None);
+    };
+    let named = || {
+        format!(
+            "the signing keys {}; DUO_SIGNING_KEYS_FILE names the file",
+            path.display()
+        )
+    };
+    let text = std::fs::read_to_string(path).with_context(named)?;
+    Ok(Some(Arc::new(SigningKeys::parse(&text).with_context(named)?)))
+}
+
+/// A client for GitLab, with the operator's certificate authorities.
+pub(super) fn http_client(
+    ca_file: Option<&Path>,
+    redirects: reqwest::redirect::Policy,
+) -> anyhow::Result<reqwest::Client> {
+    let mut builder = reqwest::Client::builder()
+        .no_proxy()
+        .tcp_nodelay(true)
+        .redirect(redirects);
+    if let Some(path) = ca_file {
+        let pem = std::fs::read(path).with_context(|| {
+            format!(
+                "the CA file {} cannot be read (DUO_GITLAB_CA_FILE)",
+                path.display()
+            )
+        })?;
+        for certificate in reqwest::Certificate::from_pem_bundle(&pem)? {
+            builder = builder.add_root_certificate(certificate);
+        }
+    }
+    Ok(builder.build()?)
+}
