@@ -22,6 +22,8 @@ CREATE TABLE jobs (
     -- name of a webhook receiver
     callback        text,
     retry_of        uuid,
+    -- the job that the input was sealed for, where that is another
+    input_of        uuid,
     created_at      timestamptz NOT NULL DEFAULT now(),
     deadline        timestamptz NOT NULL,
     -- not before, when the system failed it

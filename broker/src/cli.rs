@@ -7,6 +7,7 @@ mod dead;
 mod docs;
 mod doctor;
 mod gitlab_sync;
+mod jobs;
 mod output;
 mod remote;
 mod test;
@@ -38,6 +39,7 @@ use self::output::say;
   duo-broker doctor                                       what is wrong, in words
   duo-broker audit search --since 10m --outcome failed
   duo-broker dead list --since 1h                         requests that were given up
+  duo-broker jobs list --state dead                       work that nobody waits for
   duo-broker docs index /opt/gitlab/embedded/service/gitlab-rails/doc --version 18.9
   duo-broker test model mistral                           does it answer?
   duo-broker openapi > admin.json                         the administration API, for programs
@@ -73,6 +75,9 @@ enum Command {
     /// Requests that were given up: what their attempts met, and run them again.
     #[command(subcommand)]
     Dead(dead::DeadCommand),
+    /// Work that was submitted and left: look at it, cancel it, run it again.
+    #[command(subcommand)]
+    Jobs(jobs::JobsCommand),
     /// GitLab's documentation, from which chat answers questions about GitLab.
     #[command(subcommand)]
     Docs(docs::DocsCommand),
@@ -121,6 +126,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Token(command) => token::run(command).await,
         Command::Audit(command) => audit::run(command).await,
         Command::Dead(command) => dead::run(command).await,
+        Command::Jobs(command) => jobs::run(command).await,
         Command::Docs(command) => docs::run(command).await,
         Command::GitlabSync(command) => gitlab_sync::run(command).await,
         Command::Test(command) => test::run(command).await,

@@ -666,3 +666,53 @@ async fn a_broker_that_stops_hands_its_jobs_to_the_next() {
     cluster.broker_ready(number, PATIENCE).await;
     cluster.assert_clean().await;
 }
+
+#[tokio::test]
+async fn an_operator_lists_cancels_and_repeats_jobs() {
+    let cluster = Cluster::builder().workers(0).start().await;
+    let id = accepted(&cluster, &asked("again", 5)).await;
+    let run = async |arguments: &[&str]| {
+        let (fine, out, told) = cluster.cli.run(arguments).await;
+        assert!(fine, "{arguments:?}: {told}");
+        out
+    };
+    let listed = run(&["jobs", "list", "--state", "queued"]).await;
+    assert!(listed.contains(&id) && listed.contains("background"), "{listed}");
+    run(&["jobs", "cancel", &id, "--actor", "ops"]).await;
+    assert_eq!(
+        job(&cluster, &id).await["error"]["message"],
+        "cancelled by an administrator"
+    );
+    let told = run(&["jobs", "retry", &id, "--actor", "ops"]).await;
+    let again = told.split_whitespace().next().expect("an id").to_owned();
+    let shown: Value = serde_json::from_str(&run(&["jobs", "show", &again, "--json"]).await).expect("JSON");
+    assert_eq!(
+        (&shown["state"], &shown["retry_of"]),
+        (&json!("queued"), &json!(id))
+    );
+    assert_eq!(job(&cluster, &again).await["retry_of"], id);
+    let records =
+        "SELECT count(*) FROM change_records WHERE actor = 'ops' AND what IN ('job.cancel', 'job.retry')";
+    assert_eq!(cluster.database.count(records).await, Ok(2));
+    cluster.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_repeated_job_asks_for_the_same() {
+    let cluster = Cluster::builder().start().await;
+    let mut body = asked("the same", 6);
+    body["deadline"] = json!(3600);
+    let id = accepted(&cluster, &body).await;
+    in_state(&cluster, &id, "succeeded").await;
+    let refused = cluster.cli.run(&["jobs", "retry", &id]).await;
+    assert!(!refused.0, "what succeeded is not repeated: {}", refused.1);
+    sqlx::query("UPDATE jobs SET state = 'dead'")
+        .execute(cluster.database.pool())
+        .await
+        .expect("it changes");
+    let (_, told, _) = cluster.cli.run(&["jobs", "retry", &id]).await;
+    let again = told.split_whitespace().next().expect("an id").to_owned();
+    let done = in_state(&cluster, &again, "succeeded").await;
+    assert_eq!(done["result"]["text"], answer_to("the same", 6));
+    cluster.assert_clean().await;
+}

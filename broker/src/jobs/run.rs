@@ -112,7 +112,7 @@ impl Run<'_> {
             ExchangeError::new(FailureKind::InvalidRequest, "input_gone", message)
         };
         let sealed = job.input.as_ref().ok_or_else(lost)?;
-        let work = JobWork::open(job.id, sealed, self.jobs.keys()).map_err(|error| {
+        let work = JobWork::open(job.input_of, sealed, self.jobs.keys()).map_err(|error| {
             tracing::error!(job = %job.id, error = &error as &dyn std::error::Error, "a job cannot be opened");
             let message = "what the job asks for cannot be opened by this broker; see its log";
             ExchangeError::new(FailureKind::InvalidRequest, "input_unreadable", message)
@@ -383,6 +383,7 @@ mod tests {
             deadline: clock::now() + Duration::from_secs(60),
             run: failures + 1,
             failures,
+            input_of: Uuid::nil(),
             input: None,
         }
     }

@@ -4,6 +4,7 @@
 //! number. Who finds no row was overtaken, which is no error.
 
 mod keep;
+mod operate;
 mod take;
 mod tell;
 

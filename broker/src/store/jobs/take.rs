@@ -43,6 +43,8 @@ pub struct Taken {
     pub run: i32,
     /// Runs that the system failed.
     pub failures: i32,
+    /// The job that the input was sealed for.
+    pub input_of: Uuid,
     /// What it asks of its model; nothing where its partition was dropped.
     pub input: Option<Sealed>,
 }
@@ -239,7 +241,7 @@ impl Store {
                FROM picked
                WHERE jobs.day = picked.day AND jobs.id = picked.id AND jobs.state = 'queued' AND jobs.owner IS NULL
                RETURNING jobs.id, client, client_limit, who AS "who: Json<Who>", feature, traceparent,
-                         correlation_id, deadline, run, failures"#,
+                         correlation_id, deadline, run, failures, input_of"#,
             broker,
             lane.as_str(),
             model.as_str(),
@@ -268,6 +270,7 @@ impl Store {
                     deadline: row.deadline,
                     run: row.run,
                     failures: row.failures,
+                    input_of: row.input_of.unwrap_or(row.id),
                     input: inputs.remove(&row.id),
                 })
             })
