@@ -65,6 +65,8 @@ impl AuditLog {
                 what,
                 phase: Phase::Early,
                 no_letter: false,
+                is_judged: false,
+                held: None,
             }),
         }))
     }
@@ -97,6 +99,10 @@ struct State {
     phase: Phase,
     /// Does it run a dead letter again?
     no_letter: bool,
+    /// Is the answer looked at before its good end stands?
+    is_judged: bool,
+    /// The good end that waits for that.
+    held: Option<End>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +111,8 @@ enum Phase {
     Early,
     /// Admitted: the dispatch ends it.
     Admitted,
+    /// The model server has answered; whether the answer is of use is being looked at.
+    Held,
     /// Its terminal record is written.
     Closed,
 }
@@ -188,10 +196,24 @@ impl OpenRecord {
         (!state.no_letter).then(|| (state.who.clone(), state.what.clone()))
     }
 
+    /// The answer is looked at before it counts: a good end waits until this record is refused, which makes it a failure,
+    /// or let go of, which lets it stand.
+    pub(crate) fn judge_answer(&self) {
+        self.state().is_judged = true;
+    }
+
     /// Closes the record as refused, unless the queue has the request or the
-    /// record is closed already.
+    /// record is closed already; as failed, where the model server's answer was of no use.
     pub fn refuse(&self, reason: &str) {
         let mut state = self.state();
+        if let (Phase::Held, Some(end)) = (state.phase, state.held.take()) {
+            let end = End {
+                outcome: Outcome::Failed,
+                reason: Some(reason.to_owned()),
+                ..end
+            };
+            return self.0.finish(&mut state, end);
+        }
         if state.phase == Phase::Early {
             self.0.log.metrics.refused_early.inc();
             self.0.log.metrics.refusals.with_label_values(&[reason]).inc();
@@ -228,8 +250,20 @@ impl OpenRecord {
         if state.phase != Phase::Admitted {
             return;
         }
+        if state.is_judged && end.outcome == Outcome::Completed {
+            state.phase = Phase::Held;
+            state.held = Some(end);
+            return;
+        }
+        self.0.finish(&mut state, end);
+    }
+}
+
+impl Inner {
+    /// Writes the terminal record of an admitted request.
+    fn finish(&self, state: &mut State, end: End) {
         state.phase = Phase::Closed;
-        let metrics = &self.0.log.metrics;
+        let metrics = &self.log.metrics;
         metrics.open.dec();
         metrics.ended.with_label_values(&[end.outcome.as_str()]).inc();
         if let (Outcome::Refused, Some(reason)) = (end.outcome, &end.reason) {
@@ -237,7 +271,7 @@ impl OpenRecord {
         }
         metrics.inference_ended(&state.what, &end);
         tracing::info!(
-            request_id = %self.0.request_id,
+            request_id = %self.request_id,
             feature = state.what.feature.as_ref().map(FeatureName::as_str),
             model = state.what.model.as_ref().map(ModelName::as_str),
             outcome = end.outcome.as_str(),
@@ -246,12 +280,10 @@ impl OpenRecord {
             duration_us = end.duration_us,
             "request ended"
         );
-        let record = self.0.record(&state, AuditKind::Ended, Some(end));
-        self.0.log.sink.write(&record);
+        let record = self.record(state, AuditKind::Ended, Some(end));
+        self.log.sink.write(&record);
     }
-}
 
-impl Inner {
     fn record(&self, state: &State, kind: AuditKind, end: Option<End>) -> AuditRecord {
         let now = duo_process::clock::now().unix_timestamp_nanos() / 1000;
         let now = i64::try_from(now).unwrap_or(i64::MAX);
@@ -303,10 +335,18 @@ impl Drop for Inner {
                 what: unknown(""),
                 phase: Phase::Closed,
                 no_letter: false,
+                is_judged: false,
+                held: None,
             },
         );
         match state.phase {
             Phase::Closed => {}
+            // Nobody found fault with it.
+            Phase::Held => {
+                if let Some(end) = state.held.take() {
+                    self.finish(&mut state, end);
+                }
+            }
             Phase::Early => {
                 self.log.metrics.refused_early.inc();
                 self.end_early(&mut state, Outcome::Cancelled, Some("client_gone"));

@@ -160,3 +160,8 @@ async fn who_asks_fifty_times_as_much_does_not_make_the_others_wait() {
 async fn a_refusal_reaches_who_still_sends_megabytes() {
     passes("large-refusal").await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn accepted_jobs_end_once_and_well_whatever_fails() {
+    passes("jobs").await;
+}

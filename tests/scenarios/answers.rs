@@ -305,6 +305,16 @@ async fn an_answer_that_would_make_gitlab_claim_something_false_fails_with_the_r
         assert_eq!(answer.header("x-duo-reason"), "unusable_answer", "{answer}");
     }
     cluster.assert_clean().await;
+    let failed = "SELECT count(*) FROM audit_events WHERE outcome = 'failed' AND reason = 'unusable_answer' \
+                  AND worker IS NOT NULL AND output_tokens > 0";
+    let asked = "SELECT count(*) FROM audit_events WHERE kind = 'admitted'";
+    let asked = cluster.database.count(asked).await;
+    assert!(asked.as_ref().is_ok_and(|count| *count > 0), "{asked:?}");
+    assert_eq!(
+        cluster.database.count(failed).await,
+        asked,
+        "what came is on record, and that it was of no use"
+    );
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ pub mod check;
 pub mod cpu;
 mod hop;
 pub mod http;
+mod jobs;
 pub mod load;
 mod peer;
 pub mod programs;
@@ -57,6 +58,8 @@ pub enum Scenario {
     Models,
     /// Cost of the audit log, and how fast its writer is
     Audit,
+    /// How fast jobs are accepted, and how many a second come to their end
+    Jobs,
     /// Minutes of mixed load: memory, descriptors and threads that grow
     Soak,
     /// hop and throughput
@@ -197,6 +200,10 @@ pub fn run(options: &Options, progress: impl Fn(&str)) -> anyhow::Result<Report>
     let audit = (options.scenario == Scenario::Audit)
         .then(|| audit::measure(options, &servers, &runtime, &progress))
         .transpose()?;
+    let mut jobs = Vec::new();
+    if options.scenario == Scenario::Jobs {
+        jobs = jobs::measure(options, &servers, &runtime, &progress)?;
+    }
     let mut soak = None;
     if options.scenario == Scenario::Soak {
         let code = runtime.block_on(servers.code_completions(options))?;
@@ -217,6 +224,7 @@ pub fn run(options: &Options, progress: impl Fn(&str)) -> anyhow::Result<Report>
         prompts,
         scale,
         audit,
+        jobs,
         soak,
         streams,
     })

@@ -13,6 +13,7 @@ pub mod checker;
 mod disk_full;
 mod fairness;
 pub mod history;
+mod jobs;
 pub mod kind;
 mod large_refusal;
 pub mod load;
@@ -218,6 +219,11 @@ pub const ALL: &[Drill] = &[
         name: "mix",
         shows: "random kills, freezes and hang-ups: nothing lost, doubled, corrupted, leaked or left running",
         run: |size| mix::run(size).boxed_local(),
+    },
+    Drill {
+        name: "jobs",
+        shows: "jobs that were accepted end once and well, whatever dies, freezes or is deleted meanwhile",
+        run: |size| jobs::run(size).boxed_local(),
     },
     Drill {
         name: "retry-after",

@@ -73,6 +73,7 @@ async fn answer(inbound: &mut Inbound) -> Result<Response, ApiError> {
         prompt: Some(rendered.prompt),
         supersede_key: None,
     };
+    inbound.record.judge_answer();
     let reply = inbound.send(&routed, work).await?;
     stream::respond(reply, Turn::new(tools, &routed.model.name, as_data)).await
 }

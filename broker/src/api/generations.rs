@@ -63,6 +63,7 @@ async fn generate(inbound: &mut Inbound) -> Result<Response, ApiError> {
             generation.render(inbound, &routed, stream).await?
         }
     };
+    inbound.record.judge_answer();
     let reply = inbound.send(&routed, work).await?;
     if stream {
         return stream::respond(reply, RawText::formatted(Formatter::code(lang))).await;

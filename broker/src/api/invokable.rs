@@ -75,6 +75,7 @@ async fn respond(name: &str, inbound: &mut Inbound) -> Result<Response, ApiError
         stream,
     })?;
     let formatter = Formatter::new(prompt, Vec::new());
+    inbound.record.judge_answer();
     let mut reply = inbound.send(&routed, work).await?;
     if stream {
         return stream::respond(reply, RawText::formatted(formatter)).await;

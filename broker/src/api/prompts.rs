@@ -93,6 +93,7 @@ async fn try_invoke(
     fields.text("prompt_version", MAX_VERSION)?;
     let inputs = inputs(&purpose, &fields)?;
     let formatter = Formatter::new(id, sources(&inputs));
+    inbound.record.judge_answer();
     let (work, routed) = render(id, inbound, &purpose, &fields, &inputs, *stream).await?;
     let mut reply = inbound.send(&routed, work).await?;
     match (*stream, wrapping) {

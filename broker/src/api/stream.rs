@@ -26,6 +26,7 @@ use futures_util::{Stream, StreamExt, stream};
 use http::{HeaderMap, HeaderValue, header};
 
 use super::error::ApiError;
+use crate::audit::OpenRecord;
 use crate::exchange::Reply;
 use crate::prompt::answer::{End, Unusable};
 use crate::request::{ExchangeError, ReplyEvent};
@@ -112,6 +113,10 @@ pub(super) fn content_type(value: &'static str) -> HeaderMap {
 /// # Errors
 /// The request failed before its first byte.
 pub(super) async fn respond(reply: Reply, encoder: impl Encoder) -> Result<Response, ApiError> {
+    let encoder = Recorded {
+        encoder,
+        record: reply.record().clone(),
+    };
     let events = stream::unfold(reply, |mut reply| async {
         let event = reply.next().await?;
         Some((event, reply))
@@ -139,6 +144,35 @@ async fn respond_to<E: Encoder>(
     let mut response = Response::new(Body::from_stream(stream::iter(first).chain(pieces)));
     *response.headers_mut() = headers;
     Ok(response)
+}
+
+/// An encoder whose request's record hears of a failure: an answer that came whole and is of no use is none.
+struct Recorded<E> {
+    encoder: E,
+    record: OpenRecord,
+}
+
+impl<E: Encoder> Encoder for Recorded<E> {
+    fn chunk(&mut self, line: &[u8], out: &mut BytesMut) -> Result<(), Unreadable> {
+        self.encoder.chunk(line, out)
+    }
+
+    fn end(&mut self, summary: &Summary, out: &mut BytesMut) -> Result<(), Unreadable> {
+        self.encoder.end(summary, out)
+    }
+
+    fn fail(&mut self, error: &ExchangeError, out: &mut BytesMut) -> Ending {
+        self.record.refuse(&error.reason);
+        self.encoder.fail(error, out)
+    }
+
+    fn ping(&self) -> Option<Bytes> {
+        self.encoder.ping()
+    }
+
+    fn headers(&self) -> HeaderMap {
+        self.encoder.headers()
+    }
 }
 
 /// Why a body was cut.

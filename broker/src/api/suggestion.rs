@@ -139,6 +139,7 @@ async fn generate(
 ) -> Result<Response, ApiError> {
     let routed = inbound.route(&CODE_GENERATION, &generation.choice, stream)?;
     let work = generation.render(inbound, &routed, stream).await?;
+    inbound.record.judge_answer();
     let reply = inbound.send(&routed, work).await?;
     let model = StartModel {
         engine: GENERATION_ENGINE,

@@ -52,6 +52,7 @@ async fn respond(inbound: &mut Inbound) -> Result<Response, ApiError> {
         stop: &[],
         stream: false,
     })?;
+    inbound.record.judge_answer();
     let mut reply = inbound.send(&routed, work).await?;
     let (summary, body) = reply.whole().await?;
     let whole = chunk::whole(&summary, &body)?;

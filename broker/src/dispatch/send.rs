@@ -75,6 +75,12 @@ impl Reply {
         }
     }
 
+    /// The request's record.
+    #[must_use]
+    pub fn record(&self) -> &OpenRecord {
+        &self.inflight.task.record
+    }
+
     /// Has a worker had it?
     #[must_use]
     pub fn is_started(&self) -> bool {

@@ -59,6 +59,7 @@ pub(super) async fn run(jobs: &Jobs, job: Taken, mut stopped: oneshot::Receiver<
     );
     record.note_job(job.id);
     record.leave_no_letter();
+    record.judge_answer();
     let mut run = Run {
         jobs,
         fence: Fence {

@@ -139,6 +139,8 @@ pub struct Report {
     /// What came of `audit`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub audit: Option<Audit>,
+    /// Those of `jobs`.
+    pub jobs: Vec<Row>,
     /// What came of `soak`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub soak: Option<Soak>,
@@ -239,6 +241,7 @@ impl Report {
             .chain(prompts)
             .chain(self.scale.iter().map(|row| &row.row))
             .chain(self.audit.iter().flat_map(|audit| &audit.rows))
+            .chain(&self.jobs)
             .chain(self.soak.iter().flat_map(|soak| &soak.rows))
     }
 

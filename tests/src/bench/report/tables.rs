@@ -1,7 +1,7 @@
 //! The results as tables.
 
 use super::super::stages::StagesRow;
-use super::super::{audit, prompts, scale, soak};
+use super::super::{audit, jobs, prompts, scale, soak};
 use super::{Machine, Report, Row, Spread, StreamsRow, per_answer};
 use crate::table;
 
@@ -60,6 +60,12 @@ impl Report {
                 scale.row.scenario, scale.row.concurrency
             );
             add(&title, scale::lines(&self.scale));
+        }
+        if !self.jobs.is_empty() {
+            add(
+                "jobs: latencies of the 202 in milliseconds, CPU time a job in microseconds",
+                jobs::lines(&self.jobs),
+            );
         }
         if let Some(audit) = &self.audit {
             add(
