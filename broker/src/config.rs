@@ -2,6 +2,7 @@
 //! features, prompts, issuers) comes from Postgres; nothing is set in both places.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,6 +10,8 @@ use duo_process::config::{ConfigError, Effective, Env};
 use duo_process::nats::NatsConfig;
 use duo_process::telemetry::LogFormat;
 use secrecy::SecretString;
+
+use crate::webhooks::schedule::Schedule;
 
 /// Requests queue this long for a model that no worker serves, unless a
 /// setting says otherwise: a worker may be restarting or loading the model.
@@ -42,6 +45,8 @@ pub struct Config {
     pub gitlab_ca_file: Option<PathBuf>,
     /// Reading GitLab's own feature settings, where an operator wants that.
     pub gitlab_sync: Option<GitlabSyncConfig>,
+    /// Telling receivers that jobs have ended.
+    pub webhooks: WebhookConfig,
     /// Logs.
     pub log: LogConfig,
 }
@@ -108,6 +113,15 @@ impl SyncMode {
     }
 }
 
+/// Telling receivers that jobs have ended.
+#[derive(Debug, Clone)]
+pub struct WebhookConfig {
+    /// The delays between attempts.
+    pub schedule: Schedule,
+    /// How long a receiver may take to answer.
+    pub timeout: Duration,
+}
+
 /// Logs.
 #[derive(Debug, Clone)]
 pub struct LogConfig {
@@ -124,6 +138,9 @@ const MIN_ABANDON_AFTER: Duration = Duration::from_secs(1);
 
 /// GitLab is not to be asked all the time.
 const MIN_SYNC_EVERY: Duration = Duration::from_secs(1);
+
+/// A receiver has to be given some time, and a delivery not for ever: its lease is as long.
+const WEBHOOK_TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
 
 impl Config {
     /// Reads every section and reports all problems together.
@@ -160,6 +177,7 @@ impl Config {
             tokenizer_dir: env_ref.optional("DUO_TOKENIZER_DIR").map(PathBuf::from),
             gitlab_ca_file: env_ref.optional("DUO_GITLAB_CA_FILE").map(PathBuf::from),
             gitlab_sync: gitlab_sync(env_ref),
+            webhooks: webhooks(env_ref),
             log: LogConfig {
                 filter: env_ref.text("DUO_LOG", "info"),
                 format: env_ref.parse("DUO_LOG_FORMAT", LogFormat::Human),
@@ -240,6 +258,23 @@ fn gitlab_sync(env: &mut Env) -> Option<GitlabSyncConfig> {
     })
 }
 
+fn webhooks(env: &mut Env) -> WebhookConfig {
+    let default = Schedule::default();
+    let text = env.text("DUO_WEBHOOK_SCHEDULE", &default.to_string());
+    let schedule = text.parse().unwrap_or_else(|error| {
+        env.problem(format!("DUO_WEBHOOK_SCHEDULE {text:?}: {error}"));
+        default
+    });
+    let timeout = env.duration("DUO_WEBHOOK_TIMEOUT", Duration::from_secs(15));
+    if !WEBHOOK_TIMEOUTS.contains(&timeout) {
+        let (least, most) = (WEBHOOK_TIMEOUTS.start(), WEBHOOK_TIMEOUTS.end());
+        env.problem(format!(
+            "DUO_WEBHOOK_TIMEOUT is not between {least:?} and {most:?}"
+        ));
+    }
+    WebhookConfig { schedule, timeout }
+}
+
 fn abandon_after(env: &mut Env) -> Duration {
     let after = env.duration("DUO_ABANDON_AFTER", Duration::from_secs(15));
     if after < MIN_ABANDON_AFTER {
@@ -307,6 +342,8 @@ mod tests {
             ("DUO_LEASE", "10ms"),
             ("DUO_BROKER_NAME", "a.b"),
             ("DUO_NATS_ULR", "x"),
+            ("DUO_WEBHOOK_SCHEDULE", "now"),
+            ("DUO_WEBHOOK_TIMEOUT", "1h"),
         ]);
         let problems = Config::read(env)
             .expect_err("it has problems")
@@ -319,6 +356,8 @@ mod tests {
             "DUO_DATABASE_URL",
             "DUO_SEAL_KEYS_FILE",
             "DUO_NATS_ULR",
+            "DUO_WEBHOOK_SCHEDULE",
+            "DUO_WEBHOOK_TIMEOUT",
         ] {
             assert!(problems.contains(word), "{word} is missing in {problems}");
         }

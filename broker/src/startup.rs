@@ -43,6 +43,7 @@ use crate::relay;
 use crate::routing::{self, Routing};
 use crate::store::{PoolConfig, Store};
 use crate::topology;
+use crate::webhooks::{self, WebhookMetrics, Webhooks};
 
 /// How long the first connection to NATS and its set-up may take: a broker
 /// that is started together with NATS finds it within that time.
@@ -151,6 +152,7 @@ pub async fn run(
         relay::run(store.clone(), nats.clone(), background.clone()),
     );
     follow_gitlab(&background, &registry, &config, &store)?;
+    let webhooks = tell_receivers(&background, &registry, &config, &store)?;
     keep_records(&background, &registry, &config, (&store, &nats), audit_sink);
     background.spawn("fleet", fleet::watch(nats.clone(), fleet, background.clone()));
     watch_queue(&background, &nats, config.queue, &dispatch, &routing);
@@ -181,7 +183,7 @@ pub async fn run(
             move || readiness.blockers().is_empty()
         }),
     };
-    let admin = administration(&state, &dispatch, &nats, &store);
+    let admin = administration(&state, &dispatch, (&nats, &store), webhooks);
     let app = api::router(Arc::new(state), Some(api::events::router(store)), Some(admin));
     wait_for(first, &shutdown).await;
     tracing::info!(broker = config.name, listen = %api_listener.local_addr()?, "serving");
@@ -202,7 +204,12 @@ pub async fn run(
     Ok(())
 }
 
-fn administration(state: &ApiState, dispatch: &Dispatch, nats: &Nats, store: &Store) -> axum::Router {
+fn administration(
+    state: &ApiState,
+    dispatch: &Dispatch,
+    (nats, store): (&Nats, &Store),
+    webhooks: Webhooks,
+) -> axum::Router {
     api::admin::router(AdminState {
         exchange: state.exchange.clone(),
         audit: state.audit.clone(),
@@ -212,6 +219,7 @@ fn administration(state: &ApiState, dispatch: &Dispatch, nats: &Nats, store: &St
         admission: dispatch.admission().clone(),
         prompts: state.prompts.clone(),
         nats: nats.clone(),
+        webhooks,
     })
 }
 
@@ -290,6 +298,27 @@ fn follow_gitlab(
         gitlab_sync::run(parts, metrics, background.clone()),
     );
     Ok(())
+}
+
+/// Tells receivers of what was written for them; what comes back has that done at once.
+fn tell_receivers(
+    background: &Shutdown,
+    registry: &Registry,
+    config: &Config,
+    store: &Store,
+) -> anyhow::Result<Webhooks> {
+    let webhooks = Webhooks::default();
+    let parts = webhooks::Parts {
+        broker: config.name.clone(),
+        config: config.webhooks.clone(),
+        store: store.clone(),
+        keys: read_keys(&config.seal_keys_file)?,
+        certificates: certificates(config.gitlab_ca_file.as_deref())?,
+        webhooks: webhooks.clone(),
+    };
+    let metrics = WebhookMetrics::register(registry);
+    background.spawn("webhooks", webhooks::run(parts, metrics, background.clone()));
+    Ok(webhooks)
 }
 
 /// Brings audit records into Postgres, and an end to those that would have none.
@@ -442,18 +471,24 @@ fn http_client(
         .no_proxy()
         .tcp_nodelay(true)
         .redirect(redirects);
-    if let Some(path) = ca_file {
-        let pem = std::fs::read(path).with_context(|| {
-            format!(
-                "the CA file {} cannot be read (DUO_GITLAB_CA_FILE)",
-                path.display()
-            )
-        })?;
-        for certificate in reqwest::Certificate::from_pem_bundle(&pem)? {
-            builder = builder.add_root_certificate(certificate);
-        }
+    for certificate in certificates(ca_file)? {
+        builder = builder.add_root_certificate(certificate);
     }
     Ok(builder.build()?)
+}
+
+/// The private certificate authorities, where an operator has some.
+fn certificates(ca_file: Option<&std::path::Path>) -> anyhow::Result<Vec<reqwest::Certificate>> {
+    let Some(path) = ca_file else {
+        return Ok(Vec::new());
+    };
+    let pem = std::fs::read(path).with_context(|| {
+        format!(
+            "the CA file {} cannot be read (DUO_GITLAB_CA_FILE)",
+            path.display()
+        )
+    })?;
+    Ok(reqwest::Certificate::from_pem_bundle(&pem)?)
 }
 
 #[expect(clippy::print_stderr, reason = "settings are wrong, so there are no logs yet")]

@@ -21,6 +21,7 @@ pub mod models;
 pub mod prompts;
 pub mod snapshot;
 pub mod support_levels;
+pub mod webhooks;
 
 use std::str::FromStr as _;
 use std::time::Duration;
@@ -238,7 +239,8 @@ impl Store {
             r#"SELECT needed.what || ' on ' || needed.of AS "missing!"
                FROM (SELECT what, of
                      FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS what,
-                          unnest(ARRAY['models', 'features', 'support_levels', 'prompts', 'issuers', 'config_outbox']) AS of
+                          unnest(ARRAY['models', 'features', 'support_levels', 'prompts', 'issuers', 'config_outbox',
+                                       'webhook_receivers', 'webhook_secrets', 'webhook_deliveries']) AS of
                      UNION ALL
                      SELECT what, of
                      FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS what,
@@ -248,7 +250,8 @@ impl Store {
                      UNION ALL
                      SELECT what, of
                      FROM unnest(ARRAY['SELECT', 'INSERT']) AS what,
-                          unnest(ARRAY['change_records', 'audit_events', 'audit_late_ends', 'audit_rejects']) AS of
+                          unnest(ARRAY['change_records', 'audit_events', 'audit_late_ends', 'audit_rejects',
+                                       'webhook_attempts']) AS of
                     ) AS needed
                WHERE NOT has_table_privilege(needed.of, needed.what)"#
         )
