@@ -143,7 +143,11 @@ pub async fn run(parts: Parts, metrics: WebhookMetrics, shutdown: Shutdown) {
             _ = tick.tick() => {}
             Some(ended) = post.tasks.join_next_with_id() => post.ended(ended),
         }
-        post.step().await;
+        // Whatever it was about to write is still there for the end, and what it had taken is given back.
+        tokio::select! {
+            () = shutdown.begun() => break,
+            () = post.step() => {}
+        }
     }
     post.finish().await;
 }

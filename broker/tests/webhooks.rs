@@ -10,6 +10,8 @@ mod servers;
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -363,6 +365,14 @@ async fn a_receiver_that_asks_for_time_gets_it() {
     .await;
     let wait = next - OffsetDateTime::now_utc();
     assert!((550..=600).contains(&wait.whole_seconds()), "{wait}");
+    until("the gauges tell of it", async || {
+        let gauges = ["duo_webhook_pending", "duo_webhook_oldest_pending_seconds"];
+        match gauges.map(|name| broker.metric(name, None)) {
+            [pending, oldest] if pending > 0.5 && oldest > 0.0 => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
     broker.stop().await;
 }
 
@@ -668,6 +678,59 @@ async fn a_test_is_told_once_whatever_comes_of_it() {
     assert_eq!(body["type"], "webhook.test");
     assert_eq!(body["data"], serde_json::json!({"receiver": "ci"}));
     assert_eq!(told[0].header("webhook-signature"), signature(&secret, &told[0]));
+    broker.stop().await;
+}
+
+/// What the documentation gives to who writes a receiver.
+#[tokio::test]
+async fn the_documented_python_takes_what_is_sent_and_nothing_else() {
+    let site = Site::new().await;
+    let receiver = Receiver::start().await;
+    let first = site.add("ci", &receiver.url(), &LOOPBACK).await;
+    let (store, hour, keys) = (&site.database.store, Duration::from_secs(3600), site.keys());
+    let rotated = store.rotate_secret("tester", "ci", hour, &keys).await;
+    let second = rotated.unwrap().secret;
+    let broker = site.broker("b1", "1h");
+    site.end_jobs(&["ci"]).await;
+    broker.webhooks.wake();
+    let told = told(&receiver, 1).await.pop().unwrap();
+    let documentation = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/webhooks.md");
+    let documentation = std::fs::read_to_string(documentation).unwrap();
+    let (_, code) = documentation.split_once("```python\n").unwrap();
+    let (code, _) = code.split_once("```").unwrap();
+    let verified = |secret: &str, headers: &[(&str, &str)], body: &[u8]| {
+        let headers: HashMap<_, _> = headers.iter().copied().collect();
+        let (headers, body) = (
+            serde_json::to_string(&headers).unwrap(),
+            String::from_utf8_lossy(body),
+        );
+        let program = format!(
+            "{code}\nimport json, sys\n\
+             print(verified(sys.argv[1], json.loads(sys.argv[2]), sys.argv[3].encode()))"
+        );
+        let output = Command::new("python3")
+            .args(["-c", &program, secret, &headers, &body])
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap() + &String::from_utf8_lossy(&output.stderr)
+    };
+    let names = ["webhook-id", "webhook-timestamp", "webhook-signature"];
+    let headers = names.map(|name| (name, told.header(name)));
+    for secret in [&first, &second] {
+        assert_eq!(verified(secret.expose_secret(), &headers, &told.body), "True\n");
+    }
+    let other = webhooks::sign::Secret::generate().text();
+    assert_eq!(verified(other.expose_secret(), &headers, &told.body), "False\n");
+    assert_eq!(verified(first.expose_secret(), &headers, b"{}"), "False\n");
+    for (at, value) in [(0, "msg_1"), (1, "1790000000"), (2, "v1,AAAA")] {
+        let mut altered = headers;
+        altered[at].1 = value;
+        assert_eq!(
+            verified(first.expose_secret(), &altered, &told.body),
+            "False\n",
+            "{value}"
+        );
+    }
     broker.stop().await;
 }
 

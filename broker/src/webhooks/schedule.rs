@@ -13,6 +13,8 @@ const HOUR: u64 = 60 * MINUTE;
 
 /// A receiver's `Retry-After` is followed this far.
 const LONGEST_HINT: Duration = Duration::from_secs(24 * HOUR);
+/// Longest delay.
+const LONGEST_DELAY: Duration = Duration::from_secs(30 * 24 * HOUR);
 /// Most delays in a schedule.
 const MOST_DELAYS: usize = 32;
 /// Delays are spread this far to either side, so that what failed together does not come back together.
@@ -53,6 +55,9 @@ impl FromStr for Schedule {
         let delays = delays.map_err(ScheduleError)?;
         if delays.len() > MOST_DELAYS {
             return Err(ScheduleError(format!("there are {}", delays.len())));
+        }
+        if delays.iter().any(|delay| *delay > LONGEST_DELAY) {
+            return Err(ScheduleError("a delay is 30d at most".to_owned()));
         }
         Ok(Self(delays))
     }
@@ -141,7 +146,7 @@ mod tests {
         let schedule: Schedule = "20ms, 1s,2m".parse().expect("a schedule");
         assert_eq!(schedule.shortest(), Duration::from_millis(20));
         assert_eq!(schedule.delay_after(4, None), None);
-        for text in ["", "5", "5s,,5m", "soon"] {
+        for text in ["", "5", "5s,,5m", "soon", "1s,31d"] {
             assert!(text.parse::<Schedule>().is_err(), "{text}");
         }
         assert!(vec!["1s"; MOST_DELAYS + 1].join(",").parse::<Schedule>().is_err());

@@ -321,12 +321,22 @@ impl Store {
         }
         transaction.commit().await?;
         for row in rows {
+            let read = parsed("receiver's URL", &row.url);
+            let read = read.and_then(|url| Ok((url, receivers::networks(&row.addresses)?)));
+            let (url, addresses) = match read {
+                Ok(read) => read,
+                // It comes again when its lease is over; the others need not wait for it.
+                Err(error) => {
+                    tracing::error!(error = %error, delivery = row.id, "a delivery cannot be read");
+                    continue;
+                }
+            };
             taken.deliveries.push(Due {
                 id: row.id,
                 receiver: row.receiver,
                 receiver_name: row.receiver_name,
-                url: parsed("receiver's URL", &row.url)?,
-                addresses: receivers::networks(&row.addresses)?,
+                url,
+                addresses,
                 event: row.event,
                 job_id: row.job_id,
                 occurred_at: row.occurred_at,

@@ -230,6 +230,10 @@ impl Store {
         let mut transaction = self.pool.begin().await?;
         lock(&mut transaction, name).await?;
         let before = one(&mut transaction, name).await?;
+        // First what may be many: until the receiver itself goes, ends of jobs are written for it and wait for nothing.
+        sqlx::query!("DELETE FROM webhook_deliveries WHERE receiver = $1", before.id)
+            .execute(&mut *transaction)
+            .await?;
         let result = sqlx::query!("DELETE FROM webhook_receivers WHERE id = $1", before.id)
             .execute(&mut *transaction)
             .await?;
