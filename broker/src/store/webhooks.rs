@@ -4,12 +4,13 @@
 //! other. Whoever needs several of these tables locks a receiver first.
 
 mod deliveries;
+mod leases;
 mod receivers;
 mod secrets;
 
 pub use self::deliveries::{
-    Attempt, Backlog, Delivery, DeliveryPage, DeliveryState, Due, JobEnded, MAX_PAGE, Next, Settled, Taken,
-    enqueue,
+    Attempt, Backlog, Delivery, DeliveryPage, DeliveryState, JobEnded, MAX_PAGE, enqueue,
 };
+pub use self::leases::{Due, Next, Settled, Taken};
 pub use self::receivers::{Disabled, NewReceiver, Receiver, ReceiverChange};
 pub use self::secrets::{Rotated, SealedSecret, SecretRow};
