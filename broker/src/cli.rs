@@ -12,6 +12,7 @@ mod output;
 mod remote;
 mod test;
 mod token;
+mod webhooks;
 
 use std::process::ExitCode;
 
@@ -43,9 +44,10 @@ use self::output::say;
   duo-broker docs index /opt/gitlab/embedded/service/gitlab-rails/doc --version 18.9
   duo-broker test model mistral                           does it answer?
   duo-broker openapi > admin.json                         the administration API, for programs
+  duo-broker webhooks add ci https://ci.example.com/hooks/duo
 
 All but `serve`, `dead`, `test` and `openapi` need DUO_DATABASE_URL (or DUO_DATABASE_URL_FILE) only; `dead` needs
-DUO_NATS_URL, `test` a running broker and DUO_ADMIN_TOKEN.
+DUO_NATS_URL, `test` a running broker and DUO_ADMIN_TOKEN, `webhooks add` and `webhooks rotate` DUO_SEAL_KEYS_FILE too.
 Exit codes: 0 done, 1 failed or refused, 2 wrong usage, 78 wrong settings."
 )]
 struct Cli {
@@ -87,6 +89,9 @@ enum Command {
     /// Ask a model or a feature by a small real request through the queue, and tell what happened.
     #[command(subcommand)]
     Test(test::TestCommand),
+    /// Who may be told when a job ends, and what became of telling them.
+    #[command(subcommand)]
+    Webhooks(webhooks::WebhooksCommand),
     /// Look for what is wrong with this installation and say what to do.
     Doctor(doctor::DoctorArguments),
     /// Print the OpenAPI document of the administration API.
@@ -130,6 +135,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Docs(command) => docs::run(command).await,
         Command::GitlabSync(command) => gitlab_sync::run(command).await,
         Command::Test(command) => test::run(command).await,
+        Command::Webhooks(command) => webhooks::run(command).await,
         Command::Doctor(arguments) => doctor::run(&arguments).await,
         Command::Openapi => {
             output::json(&duo_broker::api::admin::openapi::document())?;

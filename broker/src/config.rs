@@ -2,6 +2,7 @@
 //! features, prompts, issuers) comes from Postgres; nothing is set in both places.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use duo_process::telemetry::LogFormat;
 use secrecy::SecretString;
 
 use crate::jobs::JobsConfig;
+use crate::webhooks::schedule::Schedule;
 
 /// Requests queue this long for a model that no worker serves, unless a
 /// setting says otherwise: a worker may be restarting or loading the model.
@@ -46,6 +48,8 @@ pub struct Config {
     pub gitlab_sync: Option<GitlabSyncConfig>,
     /// How jobs are kept.
     pub jobs: JobsConfig,
+    /// Telling receivers that jobs have ended.
+    pub webhooks: WebhookConfig,
     /// Logs.
     pub log: LogConfig,
 }
@@ -112,6 +116,15 @@ impl SyncMode {
     }
 }
 
+/// Telling receivers that jobs have ended.
+#[derive(Debug, Clone)]
+pub struct WebhookConfig {
+    /// The delays between attempts.
+    pub schedule: Schedule,
+    /// How long a receiver may take to answer.
+    pub timeout: Duration,
+}
+
 /// Logs.
 #[derive(Debug, Clone)]
 pub struct LogConfig {
@@ -128,6 +141,9 @@ const MIN_ABANDON_AFTER: Duration = Duration::from_secs(1);
 
 /// GitLab is not to be asked all the time.
 const MIN_SYNC_EVERY: Duration = Duration::from_secs(1);
+
+/// A receiver has to be given some time, and a delivery not for ever: its lease is as long.
+const WEBHOOK_TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
 
 impl Config {
     /// Reads every section and reports all problems together.
@@ -165,6 +181,7 @@ impl Config {
             gitlab_ca_file: env_ref.optional("DUO_GITLAB_CA_FILE").map(PathBuf::from),
             gitlab_sync: gitlab_sync(env_ref),
             jobs: jobs(env_ref),
+            webhooks: webhooks(env_ref),
             log: LogConfig {
                 filter: env_ref.text("DUO_LOG", "info"),
                 format: env_ref.parse("DUO_LOG_FORMAT", LogFormat::Human),
@@ -277,6 +294,23 @@ fn gitlab_sync(env: &mut Env) -> Option<GitlabSyncConfig> {
     })
 }
 
+fn webhooks(env: &mut Env) -> WebhookConfig {
+    let default = Schedule::default();
+    let text = env.text("DUO_WEBHOOK_SCHEDULE", &default.to_string());
+    let schedule = text.parse().unwrap_or_else(|error| {
+        env.problem(format!("DUO_WEBHOOK_SCHEDULE {text:?}: {error}"));
+        default
+    });
+    let timeout = env.duration("DUO_WEBHOOK_TIMEOUT", Duration::from_secs(15));
+    if !WEBHOOK_TIMEOUTS.contains(&timeout) {
+        let (least, most) = (WEBHOOK_TIMEOUTS.start(), WEBHOOK_TIMEOUTS.end());
+        env.problem(format!(
+            "DUO_WEBHOOK_TIMEOUT is not between {least:?} and {most:?}"
+        ));
+    }
+    WebhookConfig { schedule, timeout }
+}
+
 fn abandon_after(env: &mut Env) -> Duration {
     let after = env.duration("DUO_ABANDON_AFTER", Duration::from_secs(15));
     if after < MIN_ABANDON_AFTER {
@@ -357,6 +391,8 @@ mod tests {
             ("DUO_LEASE", "10ms"),
             ("DUO_BROKER_NAME", "a.b"),
             ("DUO_NATS_ULR", "x"),
+            ("DUO_WEBHOOK_SCHEDULE", "now"),
+            ("DUO_WEBHOOK_TIMEOUT", "1h"),
         ]);
         let problems = Config::read(env)
             .expect_err("it has problems")
@@ -369,6 +405,8 @@ mod tests {
             "DUO_DATABASE_URL",
             "DUO_SEAL_KEYS_FILE",
             "DUO_NATS_ULR",
+            "DUO_WEBHOOK_SCHEDULE",
+            "DUO_WEBHOOK_TIMEOUT",
         ] {
             assert!(problems.contains(word), "{word} is missing in {problems}");
         }

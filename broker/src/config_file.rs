@@ -10,6 +10,7 @@ mod export;
 mod node;
 mod plan;
 mod read;
+pub mod receiver;
 pub mod resource;
 pub mod rules;
 

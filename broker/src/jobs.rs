@@ -34,6 +34,7 @@ use crate::dispatch::Dispatch;
 use crate::exchange::Exchange;
 use crate::store::jobs::{JobRow, NewJob, Waiting};
 use crate::store::{Store, StoreError};
+use crate::webhooks::Webhooks;
 use accept::{AcceptError, Submission};
 use settle::Word;
 use state::JobState;
@@ -92,6 +93,8 @@ pub struct Parts {
     pub audit: AuditLog,
     /// Carries answers and orders between brokers.
     pub nats: Nats,
+    /// Tells receivers of their ends.
+    pub webhooks: Webhooks,
     /// What they tell of themselves.
     pub metrics: JobMetrics,
 }
@@ -338,6 +341,7 @@ impl Jobs {
                 .ended
                 .with_label_values(&[JobState::Cancelled.as_str()])
                 .inc();
+            self.parts().webhooks.wake();
             self.stop(id);
             settle::order(self, id).await;
         }

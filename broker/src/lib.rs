@@ -31,3 +31,4 @@ pub mod routing;
 pub mod startup;
 pub mod store;
 pub mod topology;
+pub mod webhooks;

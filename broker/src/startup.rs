@@ -20,7 +20,7 @@ use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, oneshot};
 
-use files::{http_client, read_keys, read_signing_keys, read_tokenizers};
+use files::{certificates, http_client, read_keys, read_signing_keys, read_tokenizers};
 
 use crate::admission::Admission;
 use crate::api::admin::AdminState;
@@ -44,6 +44,7 @@ use crate::relay;
 use crate::routing::{self, Routing};
 use crate::store::{PoolConfig, Store};
 use crate::topology;
+use crate::webhooks::{self, WebhookMetrics, Webhooks};
 
 /// How long the first connection to NATS and its set-up may take: a broker
 /// that is started together with NATS finds it within that time.
@@ -147,6 +148,7 @@ pub async fn run(
         relay::run(store.clone(), nats.clone(), background.clone()),
     );
     follow_gitlab(&background, &registry, &config, &store)?;
+    let webhooks = tell_receivers(&background, &registry, &config, &store)?;
     keep_records(&background, &registry, &config, (&store, &nats), audit_sink);
     background.spawn("fleet", fleet::watch(nats.clone(), fleet, background.clone()));
     watch_queue(&background, &nats, config.queue, &dispatch, &routing);
@@ -167,7 +169,12 @@ pub async fn run(
     );
 
     let exchange = Exchange::new(routing, admission, audit.clone(), dispatch.clone());
-    let run_by = (exchange.clone(), audit.clone(), dispatch.clone());
+    let run_by = (
+        exchange.clone(),
+        audit.clone(),
+        dispatch.clone(),
+        webhooks.clone(),
+    );
     let parts = job_parts(&config, &registry, (&store, &nats), run_by);
     let (jobs, jobs_settled) = Jobs::start(parts, &shutdown, &background, &closing);
     let state = ApiState {
@@ -182,13 +189,12 @@ pub async fn run(
             move || readiness.blockers().is_empty()
         }),
     };
-    let admin = administration(&state, &dispatch, &nats, &store);
+    let admin = administration(&state, &dispatch, (&nats, &store), webhooks);
     let app = api::router(Arc::new(state), Some(api::events::router(store)), Some(admin));
     wait_for(first, &shutdown).await;
     tracing::info!(broker = config.name, listen = %api_listener.local_addr()?, "serving");
-    let grace = config.http.drain_grace;
     let under_way = front::UnderWay {
-        grace,
+        grace: config.http.drain_grace,
         besides: jobs.finished(),
         cut: || dispatch.leave(),
     };
@@ -201,9 +207,14 @@ pub async fn run(
     background.begin();
     let last_words = [chores_done, audit_done, letters_kept, jobs_settled];
     wind_down(&nats, last_words, &background).await;
-    operations_end.begin();
-    operations_end.drained(Duration::from_secs(1)).await;
+    end(&operations_end).await;
     Ok(())
+}
+
+/// Closes the operations port, which was open to the end.
+async fn end(operations: &Shutdown) {
+    operations.begin();
+    operations.drained(Duration::from_secs(1)).await;
 }
 
 /// The dispatch and what runs beside it: its chores and its dead letters, until nothing is to be said any more.
@@ -223,7 +234,7 @@ fn job_parts(
     config: &Config,
     registry: &Registry,
     (store, nats): (&Store, &Nats),
-    (exchange, audit, dispatch): (Exchange, AuditLog, Dispatch),
+    (exchange, audit, dispatch, webhooks): (Exchange, AuditLog, Dispatch, Webhooks),
 ) -> jobs::Parts {
     jobs::Parts {
         broker: config.name.clone(),
@@ -233,11 +244,17 @@ fn job_parts(
         exchange,
         audit,
         nats: nats.clone(),
+        webhooks,
         metrics: JobMetrics::register(registry),
     }
 }
 
-fn administration(state: &ApiState, dispatch: &Dispatch, nats: &Nats, store: &Store) -> axum::Router {
+fn administration(
+    state: &ApiState,
+    dispatch: &Dispatch,
+    (nats, store): (&Nats, &Store),
+    webhooks: Webhooks,
+) -> axum::Router {
     api::admin::router(AdminState {
         exchange: state.exchange.clone(),
         audit: state.audit.clone(),
@@ -247,6 +264,7 @@ fn administration(state: &ApiState, dispatch: &Dispatch, nats: &Nats, store: &St
         admission: dispatch.admission().clone(),
         prompts: state.prompts.clone(),
         nats: nats.clone(),
+        webhooks,
     })
 }
 
@@ -325,6 +343,27 @@ fn follow_gitlab(
         gitlab_sync::run(parts, metrics, background.clone()),
     );
     Ok(())
+}
+
+/// Tells receivers of what was written for them; what comes back has that done at once.
+fn tell_receivers(
+    background: &Shutdown,
+    registry: &Registry,
+    config: &Config,
+    store: &Store,
+) -> anyhow::Result<Webhooks> {
+    let webhooks = Webhooks::default();
+    let parts = webhooks::Parts {
+        broker: config.name.clone(),
+        config: config.webhooks.clone(),
+        store: store.clone(),
+        keys: read_keys(&config.seal_keys_file)?,
+        certificates: certificates(config.gitlab_ca_file.as_deref())?,
+        webhooks: webhooks.clone(),
+    };
+    let metrics = WebhookMetrics::register(registry);
+    background.spawn("webhooks", webhooks::run(parts, metrics, background.clone()));
+    Ok(webhooks)
 }
 
 /// Brings audit records into Postgres, and an end to those that would have none.

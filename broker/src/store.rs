@@ -22,6 +22,7 @@ pub mod models;
 pub mod prompts;
 pub mod snapshot;
 pub mod support_levels;
+pub mod webhooks;
 
 use std::str::FromStr as _;
 use std::time::Duration;
@@ -240,7 +241,8 @@ impl Store {
                FROM (SELECT what, of
                      FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS what,
                           unnest(ARRAY['models', 'features', 'support_levels', 'prompts', 'issuers', 'config_outbox',
-                                       'job_keys', 'job_owners']) AS of
+                                       'job_keys', 'job_owners',
+                                       'webhook_receivers', 'webhook_secrets', 'webhook_deliveries']) AS of
                      UNION ALL
                      SELECT what, of
                      FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS what,
@@ -251,7 +253,8 @@ impl Store {
                      SELECT what, of
                      FROM unnest(ARRAY['SELECT', 'INSERT']) AS what,
                           unnest(ARRAY['change_records', 'audit_events', 'audit_late_ends', 'audit_rejects',
-                                       'job_inputs', 'job_results']) AS of
+                                       'job_inputs', 'job_results',
+                                       'webhook_attempts']) AS of
                     ) AS needed
                WHERE NOT has_table_privilege(needed.of, needed.what)"#
         )

@@ -33,4 +33,5 @@ mod rails;
 mod real_server;
 mod shutdown;
 mod streams;
+mod webhooks;
 mod worker_death;

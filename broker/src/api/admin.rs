@@ -22,6 +22,7 @@ mod replay;
 mod support;
 mod templates;
 mod tokens;
+mod webhooks;
 
 use crate::admission::Admission;
 use crate::audit::AuditLog;
@@ -30,6 +31,7 @@ use crate::exchange::Exchange;
 use crate::letters::Letters;
 use crate::prompt::Prompts;
 use crate::store::Store;
+use crate::webhooks::Webhooks;
 
 /// What the handlers work with.
 #[derive(Debug)]
@@ -50,6 +52,8 @@ pub struct AdminState {
     pub prompts: Prompts,
     /// Says what the queue holds.
     pub nats: Nats,
+    /// Tells receivers at once.
+    pub webhooks: Webhooks,
 }
 
 /// One method on one path.
@@ -115,6 +119,23 @@ fn doors() -> Vec<Door> {
         door(GET, "/admin/v1/dead/{id}", dead::show),
         door(DELETE, "/admin/v1/dead/{id}", dead::drop_one),
         door(POST, "/admin/v1/dead/{id}/replay", replay::replay),
+        door(GET, "/admin/v1/webhooks", webhooks::list),
+        door(POST, "/admin/v1/webhooks", webhooks::create),
+        door(GET, "/admin/v1/webhooks/{name}", webhooks::one),
+        door(PUT, "/admin/v1/webhooks/{name}", webhooks::put),
+        door(DELETE, "/admin/v1/webhooks/{name}", webhooks::remove),
+        door(POST, "/admin/v1/webhooks/{name}/secret", webhooks::rotate),
+        door(POST, "/admin/v1/webhooks/{name}/test", webhooks::deliveries::test),
+        door(
+            GET,
+            "/admin/v1/webhooks/{name}/deliveries",
+            webhooks::deliveries::list,
+        ),
+        door(
+            POST,
+            "/admin/v1/webhooks/{name}/deliveries/{id}/replay",
+            webhooks::deliveries::replay,
+        ),
         door(GET, "/admin/v1/queues", queues::queues),
         door(GET, "/admin/v1/workers", queues::workers),
         door(GET, "/admin/v1/openapi.json", openapi::show),

@@ -308,7 +308,7 @@ impl Reader<'_> {
         })
     }
 
-    fn names<T>(
+    pub(super) fn names<T>(
         &mut self,
         path: &str,
         node: Node,

@@ -84,6 +84,9 @@ impl Keeper {
             }
         }
         let expired = parts.store.expire_jobs(AT_ONCE).await?;
+        if !expired.is_empty() {
+            parts.webhooks.wake();
+        }
         for job in expired {
             parts.metrics.ended.with_label_values(&[job.state.as_str()]).inc();
             self.jobs.stop(job.id);

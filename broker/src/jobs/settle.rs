@@ -100,6 +100,7 @@ async fn end(jobs: &Jobs, ends: &[JobEnd], closing: &Shutdown) {
     let Some(ended) = insist(closing, || store.end_jobs(ends)).await else {
         return;
     };
+    jobs.parts().webhooks.wake();
     let metrics = &jobs.parts().metrics;
     metrics.overtaken.inc_by((ends.len() - ended.len()) as u64);
     for one in &ended {

@@ -60,16 +60,22 @@ pub(super) fn http_client(
         .no_proxy()
         .tcp_nodelay(true)
         .redirect(redirects);
-    if let Some(path) = ca_file {
-        let pem = std::fs::read(path).with_context(|| {
-            format!(
-                "the CA file {} cannot be read (DUO_GITLAB_CA_FILE)",
-                path.display()
-            )
-        })?;
-        for certificate in reqwest::Certificate::from_pem_bundle(&pem)? {
-            builder = builder.add_root_certificate(certificate);
-        }
+    for certificate in certificates(ca_file)? {
+        builder = builder.add_root_certificate(certificate);
     }
     Ok(builder.build()?)
+}
+
+/// The private certificate authorities, where an operator has some.
+pub(super) fn certificates(ca_file: Option<&Path>) -> anyhow::Result<Vec<reqwest::Certificate>> {
+    let Some(path) = ca_file else {
+        return Ok(Vec::new());
+    };
+    let pem = std::fs::read(path).with_context(|| {
+        format!(
+            "the CA file {} cannot be read (DUO_GITLAB_CA_FILE)",
+            path.display()
+        )
+    })?;
+    Ok(reqwest::Certificate::from_pem_bundle(&pem)?)
 }

@@ -17,6 +17,7 @@ use time::{Date, OffsetDateTime};
 use uuid::Uuid;
 
 use super::audit_events::day_of;
+use super::webhooks::{self, JobEnded};
 use super::{Store, StoreError, parsed};
 use crate::jobs::state::JobState;
 
@@ -293,18 +294,10 @@ impl Store {
     /// # Errors
     /// Postgres is away.
     pub async fn cancel_job(&self, id: Uuid, reason: &str, message: &str) -> Result<bool, StoreError> {
-        let done = sqlx::query!(
-            "UPDATE jobs SET state = 'cancelled', owner = NULL, ended_at = now(), reason = $4, message = $5
-             WHERE day = $1 AND id = $2 AND state = ANY($3)",
-            day(id),
-            id,
-            &JobState::Cancelled.from(),
-            reason,
-            message,
-        )
-        .execute(&self.pool)
-        .await?;
-        Ok(done.rows_affected() == 1)
+        let mut transaction = self.pool.begin().await?;
+        let done = cancel(&mut transaction, id, reason, message).await?;
+        transaction.commit().await?;
+        Ok(done)
     }
 
     /// A worker has these jobs.
@@ -375,6 +368,53 @@ impl Store {
         .await?;
         Ok(())
     }
+}
+
+/// Cancels a job that is not over, and has its receiver told; true if this call did.
+async fn cancel(
+    connection: &mut PgConnection,
+    id: Uuid,
+    reason: &str,
+    message: &str,
+) -> Result<bool, StoreError> {
+    let row = sqlx::query!(
+        r#"UPDATE jobs SET state = 'cancelled', owner = NULL, ended_at = now(), reason = $4, message = $5
+           WHERE day = $1 AND id = $2 AND state = ANY($3)
+           RETURNING callback, ended_at AS "ended_at!""#,
+        day(id),
+        id,
+        &JobState::Cancelled.from(),
+        reason,
+        message,
+    )
+    .fetch_optional(&mut *connection)
+    .await?;
+    let Some(row) = row else { return Ok(false) };
+    let told = (id, JobState::Cancelled, row.ended_at, row.callback);
+    tell_receivers(connection, [told]).await?;
+    Ok(true)
+}
+
+/// Writes for their receivers that jobs have ended, in the transaction that ends them.
+async fn tell_receivers(
+    connection: &mut PgConnection,
+    ends: impl IntoIterator<Item = (Uuid, JobState, OffsetDateTime, Option<String>)>,
+) -> Result<(), StoreError> {
+    let ends: Vec<JobEnded> = ends
+        .into_iter()
+        .filter_map(|(job_id, state, ended_at, callback)| {
+            Some(JobEnded {
+                job_id,
+                receiver: callback?,
+                event: state.event()?,
+                ended_at,
+            })
+        })
+        .collect();
+    if !ends.is_empty() {
+        webhooks::enqueue(connection, &ends).await?;
+    }
+    Ok(())
 }
 
 fn columns<'a>(fences: impl Iterator<Item = &'a Fence>) -> (Vec<Date>, Vec<Uuid>, Vec<String>, Vec<i32>) {
@@ -513,7 +553,8 @@ async fn end(connection: &mut PgConnection, ends: &[JobEnd]) -> Result<Vec<Ended
                          upstream_status, input_tokens, output_tokens)
            WHERE jobs.day = told.day AND jobs.id = told.id AND jobs.owner = told.owner AND jobs.run = told.run
              AND jobs.state = ANY($14)
-           RETURNING jobs.id, jobs.state, (jobs.ended_at AT TIME ZONE 'UTC')::date AS "day!""#,
+           RETURNING jobs.id, jobs.state, jobs.callback, jobs.ended_at AS "ended_at!",
+                     (jobs.ended_at AT TIME ZONE 'UTC')::date AS "day!""#,
         &days,
         &ids,
         &owners,
@@ -553,15 +594,16 @@ async fn end(connection: &mut PgConnection, ends: &[JobEnd]) -> Result<Vec<Ended
                 .map(|(_, _, sealed)| sealed.bytes.as_slice())
                 .collect::<Vec<_>>() as &[&[u8]],
         )
-        .execute(connection)
+        .execute(&mut *connection)
         .await?;
     }
-    rows.into_iter()
-        .map(|row| {
-            Ok(Ended {
-                id: row.id,
-                state: parsed("jobs.state", &row.state)?,
-            })
-        })
-        .collect()
+    let mut ended = Vec::with_capacity(rows.len());
+    let mut told = Vec::new();
+    for row in rows {
+        let state = parsed("jobs.state", &row.state)?;
+        ended.push(Ended { id: row.id, state });
+        told.push((row.id, state, row.ended_at, row.callback));
+    }
+    tell_receivers(connection, told).await?;
+    Ok(ended)
 }

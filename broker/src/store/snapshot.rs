@@ -79,7 +79,7 @@ impl Store {
 }
 
 /// Makes the statements that follow see one moment.
-async fn freeze(connection: &mut PgConnection) -> Result<(), StoreError> {
+pub(super) async fn freeze(connection: &mut PgConnection) -> Result<(), StoreError> {
     sqlx::query!("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         .execute(connection)
         .await?;

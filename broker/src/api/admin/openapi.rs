@@ -8,6 +8,7 @@ use utoipa::{IntoResponses, Modify, OpenApi, ToSchema};
 
 use super::{
     configuration, dead, features, issuers, models, probes, queues, replay, support, templates, tokens,
+    webhooks,
 };
 
 /// Why something was refused or failed.
@@ -71,7 +72,7 @@ pub(super) enum Refusal {
     info(
         title = "Administration of duo-broker",
         description = "Models, features, support levels, prompts, GitLab instances, API tokens, the configuration as a \
-                       file, dead letters, queues and workers. For API tokens with the admin role."
+                       file, dead letters, webhooks, queues and workers. For API tokens with the admin role."
     ),
     paths(
         models::list, models::one, models::put, models::remove, probes::model,
@@ -82,6 +83,8 @@ pub(super) enum Refusal {
         tokens::list, tokens::create, tokens::revoke,
         configuration::export, configuration::diff, configuration::apply,
         dead::list, dead::show, dead::drop_one, replay::replay,
+        webhooks::list, webhooks::create, webhooks::one, webhooks::put, webhooks::remove, webhooks::rotate,
+        webhooks::deliveries::test, webhooks::deliveries::list, webhooks::deliveries::replay,
         queues::queues, queues::workers,
         show,
     ),

@@ -47,6 +47,7 @@ const FIELDS: [&str; 13] = [
     "stop",
 ];
 const MAX_NAME: usize = 255;
+const MAX_URL: usize = 2048;
 const MAX_INPUT: usize = 4 << 20;
 const MAX_STOPS: usize = 16;
 /// As OpenAI has them: pairs, and characters of keys and values.
@@ -83,10 +84,7 @@ pub(super) async fn read(inbound: &Inbound, body: &[u8], key: Option<String>) ->
     let lane = lane(&fields, &routed)?;
     let deadline = deadline(&fields)?;
     let metadata = metadata(&fields)?;
-    if let Some(receiver) = fields.text("callback", MAX_NAME)? {
-        let problem = format!("there is no webhook receiver {receiver:?}; an administrator can register one");
-        return Err(fields.invalid("callback", problem).into());
-    }
+    let callback = callback(inbound, &fields).await?;
     let work = work(inbound, &fields, purpose.as_ref(), &routed).await?;
     let id = Uuid::now_v7();
     let input = jobs(&inbound.api)?.seal(id, &work).map_err(|error| {
@@ -109,7 +107,7 @@ pub(super) async fn read(inbound: &Inbound, body: &[u8], key: Option<String>) ->
         traceparent: Some(inbound.record.traceparent().to_owned()),
         correlation_id: correlation(&inbound.headers),
         metadata,
-        callback: None,
+        callback,
         retry_of: None,
         deadline,
         input,
@@ -124,6 +122,26 @@ pub(super) async fn read(inbound: &Inbound, body: &[u8], key: Option<String>) ->
 fn correlation(headers: &HeaderMap) -> Option<String> {
     let text = headers.get("x-request-id")?.to_str().ok()?;
     Some(text.chars().take(MAX_NAME).collect())
+}
+
+/// The webhook receiver to tell, by its name or URL.
+async fn callback(inbound: &Inbound, fields: &Fields<'_>) -> Result<Option<String>, JobsError> {
+    let Some(named) = fields.text("callback", MAX_URL)? else {
+        return Ok(None);
+    };
+    if named.contains('\0') {
+        return Err(fields.invalid("callback", "may hold no NUL character").into());
+    }
+    let found = jobs(&inbound.api)?.store().find_receiver(&named).await?;
+    let problem = match found {
+        Some(receiver) if receiver.disabled.is_none() => return Ok(Some(receiver.name)),
+        Some(receiver) => format!(
+            "the webhook receiver {} is disabled; an administrator can enable it",
+            receiver.name
+        ),
+        None => "there is no such webhook receiver; an administrator can register one".to_owned(),
+    };
+    Err(fields.invalid("callback", problem).into())
 }
 
 /// SHA-256 of the route and the body with its keys in order.

@@ -2,8 +2,9 @@
 
 use time::Date;
 
-use super::super::{Store, StoreError, parsed};
-use super::Ended;
+use super::super::{Store, StoreError};
+use super::{Ended, tell_receivers};
+use crate::jobs::state::JobState;
 
 impl Store {
     /// Makes the partitions of `day` unless they are there; any number of brokers may ask together.
@@ -58,24 +59,26 @@ impl Store {
     /// # Errors
     /// Postgres is away.
     pub async fn expire_jobs(&self, limit: i64) -> Result<Vec<Ended>, StoreError> {
+        let mut transaction = self.pool.begin().await?;
         let rows = sqlx::query!(
             "UPDATE jobs SET state = 'expired', owner = NULL, ended_at = now(), reason = 'deadline',
                     message = 'the deadline of the job passed before it was done'
              FROM (SELECT day, id FROM jobs WHERE ended_at IS NULL AND deadline < now()
                    ORDER BY deadline LIMIT $1 FOR UPDATE SKIP LOCKED) AS due
              WHERE jobs.day = due.day AND jobs.id = due.id AND jobs.ended_at IS NULL
-             RETURNING jobs.id, jobs.state",
+             RETURNING jobs.id, callback, jobs.ended_at",
             limit,
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *transaction)
         .await?;
-        rows.into_iter()
-            .map(|row| {
-                Ok(Ended {
-                    id: row.id,
-                    state: parsed("jobs.state", &row.state)?,
-                })
-            })
-            .collect()
+        let state = JobState::Expired;
+        let ended = rows.iter().map(|row| Ended { id: row.id, state }).collect();
+        let now = duo_process::clock::now();
+        let told = rows
+            .into_iter()
+            .map(|row| (row.id, state, row.ended_at.unwrap_or(now), row.callback));
+        tell_receivers(&mut transaction, told).await?;
+        transaction.commit().await?;
+        Ok(ended)
     }
 }

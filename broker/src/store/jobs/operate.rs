@@ -7,8 +7,7 @@ use uuid::Uuid;
 
 use super::super::change_records::{self, ChangeRecord};
 use super::super::{Store, StoreError, config_revision};
-use super::day;
-use crate::jobs::state::JobState;
+use super::{cancel, day};
 
 impl Store {
     /// Cancels a job that is not over; true if this call did.
@@ -17,17 +16,8 @@ impl Store {
     /// Postgres is away.
     pub async fn cancel_job_as(&self, actor: &str, id: Uuid) -> Result<bool, StoreError> {
         let mut transaction = self.pool.begin().await?;
-        let done = sqlx::query!(
-            "UPDATE jobs SET state = 'cancelled', owner = NULL, ended_at = now(), reason = 'cancelled',
-                    message = 'cancelled by an administrator'
-             WHERE day = $1 AND id = $2 AND state = ANY($3)",
-            day(id),
-            id,
-            &JobState::Cancelled.from(),
-        )
-        .execute(&mut *transaction)
-        .await?;
-        if done.rows_affected() == 0 {
+        let message = "cancelled by an administrator";
+        if !cancel(&mut transaction, id, "cancelled", message).await? {
             return Ok(false);
         }
         let revision = config_revision::read(&mut transaction).await?;
