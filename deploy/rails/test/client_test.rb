@@ -229,6 +229,12 @@ class ClientTest < Minitest::Test
     raises(DuoJobs::UnexpectedAnswer, *[events("data: <html>\n\n")] * 2, retry_for: 0.2) { |one| one.each_event("01a2") {} }
   end
 
+  def test_a_page_instead_of_a_stream_is_not_asked_for_again
+    page = "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 6\r\n\r\n<html>"
+    raises(DuoJobs::UnexpectedAnswer, page) { |client| client.each_event("01a2") {} }
+    assert_empty @client.rests
+  end
+
   def test_a_job_that_takes_longer_can_be_followed_later
     hold = Queue.new
     stream = ->(socket) { socket.write(events(STATE + text("1-1", "a"), chunked: false)) && hold.pop }

@@ -58,6 +58,11 @@ class WebhookTest < Minitest::Test
     assert verify(rack, OLD)
     assert verify(headers(BY_OLD).transform_keys(&:downcase), OLD)
     assert verify(headers(BY_OLD).transform_keys(&:upcase).transform_values { |value| [value] }, OLD)
+    # Rails' own knows names as they are sent, and is no Hash.
+    rails = Object.new
+    sent = headers(BY_OLD).transform_keys(&:downcase)
+    rails.define_singleton_method(:[]) { |name| sent[name] }
+    assert verify(rails, OLD)
     %w[Webhook-Id Webhook-Timestamp Webhook-Signature].each do |name|
       refused(:missing_header, headers(BY_OLD).reject { |known, _| known == name }, OLD)
     end
