@@ -16,7 +16,7 @@ module DuoJobs
     STEADY = 5
 
     # `token` may be something to call (GitLab's tokens live for a short time), `headers` likewise: what GitLab sends beside it.
-    # `timeout` is for one answer, `open_timeout` for one connection, `ca_file` for a gateway with a certificate of one's own.
+    # `timeout` is the longest silence of the gateway, `open_timeout` the longest wait for a connection, `ca_file` for a gateway with a certificate of one's own.
     def initialize(url:, token: nil, headers: {}, open_timeout: 5, timeout: 30, retry_for: 20, ca_file: nil)
       @timeout = timeout
       @retry_for = retry_for
@@ -58,6 +58,7 @@ module DuoJobs
       give_up = clock + timeout
       pause = LOOK.begin
       loop do
+        # The last look gets a second, though the time be over.
         left = [give_up - clock, 1].max
         job = look(id, retry_for: left, timeout: [left, @timeout].min)
         return job if job.over?
