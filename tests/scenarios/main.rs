@@ -31,6 +31,7 @@ mod path;
 mod postgres_away;
 mod rails;
 mod real_server;
+mod ruby_gem;
 mod shutdown;
 mod streams;
 mod webhooks;
