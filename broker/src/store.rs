@@ -37,7 +37,8 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
 /// How the pool behaves.
 #[derive(Debug, Clone, Copy)]
 pub struct PoolConfig {
-    /// Connections at most; two tasks of the broker hold one each, the rest is for reading and changing.
+    /// Connections at most; the broker's own tasks (audit, sweeper, relay, four of jobs, webhooks) may want one each, the
+    /// rest is for reading and changing.
     pub max_connections: u32,
     /// How long a caller waits for a connection, connecting included.
     pub acquire_timeout: Duration,
@@ -46,7 +47,7 @@ pub struct PoolConfig {
 impl Default for PoolConfig {
     fn default() -> Self {
         Self {
-            max_connections: 8,
+            max_connections: 12,
             acquire_timeout: Duration::from_secs(5),
         }
     }

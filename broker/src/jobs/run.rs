@@ -119,6 +119,14 @@ impl Run<'_> {
             ExchangeError::new(FailureKind::InvalidRequest, "input_unreadable", message)
         })?;
         let exchange = &self.jobs.parts().exchange;
+        if exchange.routing().load().revision() < job.config_revision {
+            let message = "this broker does not have the configuration that the job was made under yet";
+            return Err(ExchangeError::new(
+                FailureKind::ModelUnavailable,
+                "configuration_behind",
+                message,
+            ));
+        }
         let routed = exchange.again(&job.feature, &job.model)?;
         let routed = bounded(routed, job);
         record.note_route(&routed.feature, routed.revision);
@@ -379,6 +387,7 @@ mod tests {
             feature: FeatureName::parse("duo_chat").expect("a name"),
             model: ModelName::parse("m").expect("a name"),
             lane: Lane::Background,
+            config_revision: 0,
             traceparent: None,
             correlation_id: None,
             deadline: clock::now() + Duration::from_secs(60),
@@ -426,6 +435,7 @@ mod tests {
             (FailureKind::Overloaded, "lane_full", false),
             (FailureKind::ModelUnavailable, "no_worker", false),
             (FailureKind::ModelUnavailable, "queue_unavailable", false),
+            (FailureKind::ModelUnavailable, "configuration_behind", false),
             (FailureKind::ModelUnavailable, "broker_stopping", true),
             (FailureKind::DeadlineExceeded, "first_byte_deadline", true),
         ] {

@@ -72,6 +72,10 @@ struct Taker {
 impl Taker {
     /// Takes what there is room for; how many.
     async fn take(&mut self) -> Result<usize, StoreError> {
+        // A broker that knows no feature yet would find all of them gone.
+        if self.jobs.parts().exchange.routing().load().revision() == 0 {
+            return Ok(0);
+        }
         let lines = self.jobs.store().lines_with_jobs().await?;
         let mut taken = 0;
         for (lane, model) in lines {

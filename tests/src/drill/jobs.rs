@@ -27,6 +27,8 @@ const FULL: u64 = 100_000;
 /// Submissions under way at once.
 const SUBMITTERS: u64 = 24;
 const WORDS: usize = 4;
+/// Longest pause of a submitter between two jobs of the short form, which is to last as long as its faults.
+const APART: Duration = Duration::from_secs(1);
 /// Pause of a submitter that was not heard.
 const PAUSE: Duration = Duration::from_millis(50);
 /// How long one submission may take.
@@ -104,7 +106,7 @@ pub(super) async fn run(size: Size) -> Report {
     });
     let began = Instant::now();
     let submitters: Vec<_> = (0..SUBMITTERS)
-        .map(|number| tokio::spawn(submit(Arc::clone(&work), size.seed, number)))
+        .map(|number| tokio::spawn(submit(Arc::clone(&work), size, number)))
         .collect();
     let mut random = Random::new(size.seed, 1);
     let least = if size.short { 5 } else { 20 };
@@ -153,13 +155,16 @@ pub(super) async fn run(size: Size) -> Report {
 }
 
 /// Submits jobs until there are enough; each until it is accepted.
-async fn submit(work: Arc<Work>, seed: u64, number: u64) {
-    let mut random = Random::new(seed, 100 + number);
+async fn submit(work: Arc<Work>, size: Size, number: u64) {
+    let mut random = Random::new(size.seed, 100 + number);
     loop {
         let job = work.next.fetch_add(1, Ordering::Relaxed);
         if job >= work.count {
             work.is_over.store(true, Ordering::Release);
             return;
+        }
+        if size.short {
+            sleep(random.span(Duration::ZERO..APART)).await;
         }
         let key = format!("job-{job}");
         let body = json!({

@@ -122,8 +122,10 @@ fn assert_told(schema: &Value, document: &Value, place: &str) {
         }
         return;
     }
-    for part in schema["oneOf"].as_array().into_iter().flatten() {
-        assert_told(part, document, place);
+    for kind in ["oneOf", "allOf"] {
+        for part in schema[kind].as_array().into_iter().flatten() {
+            assert_told(part, document, place);
+        }
     }
     let is = |kind: &str| {
         let said = &schema["type"];
@@ -134,7 +136,7 @@ fn assert_told(schema: &Value, document: &Value, place: &str) {
     };
     assert!(!is("object"), "{place} does not say its fields: {schema}");
     assert!(
-        schema["oneOf"].is_array() || !schema["type"].is_null(),
+        schema["oneOf"].is_array() || schema["allOf"].is_array() || !schema["type"].is_null(),
         "{place} says nothing: {schema}"
     );
 }

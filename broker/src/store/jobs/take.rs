@@ -33,6 +33,8 @@ pub struct Taken {
     pub model: ModelName,
     /// How urgent.
     pub lane: Lane,
+    /// The configuration it was made under.
+    pub config_revision: u64,
     /// The trace it belongs to.
     pub traceparent: Option<String>,
     /// The client's own id of its request.
@@ -240,7 +242,7 @@ impl Store {
                UPDATE jobs SET owner = $1, run = run + 1
                FROM picked
                WHERE jobs.day = picked.day AND jobs.id = picked.id AND jobs.state = 'queued' AND jobs.owner IS NULL
-               RETURNING jobs.id, client, client_limit, who AS "who: Json<Who>", feature, traceparent,
+               RETURNING jobs.id, client, client_limit, who AS "who: Json<Who>", feature, config_revision, traceparent,
                          correlation_id, deadline, run, failures, input_of"#,
             broker,
             lane.as_str(),
@@ -265,6 +267,7 @@ impl Store {
                     feature: parsed("jobs.feature", &row.feature)?,
                     model: model.clone(),
                     lane,
+                    config_revision: u64::try_from(row.config_revision).unwrap_or(0),
                     traceparent: row.traceparent,
                     correlation_id: row.correlation_id,
                     deadline: row.deadline,
