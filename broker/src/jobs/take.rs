@@ -18,8 +18,11 @@ use crate::store::jobs::Taken;
 
 /// How often Postgres is asked for jobs that another broker accepted, or whose pause is over.
 const POLL: Duration = Duration::from_millis(500);
-/// Least pause between two askings: what comes meanwhile is taken together.
-const LEAST_PAUSE: Duration = Duration::from_millis(4);
+/// Pause between two askings while jobs come and go: what comes meanwhile is taken together. Each asking costs
+/// Postgres about as much as twenty jobs; with 4 ms it had 3 ms of CPU time for a job at 300 a second.
+const PAUSE: Duration = Duration::from_millis(25);
+/// The same after one that got as much as one may.
+const LEAST_PAUSE: Duration = Duration::from_millis(2);
 /// Pause while Postgres is away.
 const AWAY_PAUSE: Duration = Duration::from_secs(1);
 /// Most jobs that are taken at once.
@@ -40,8 +43,9 @@ pub(super) async fn run(jobs: Jobs, shutdown: Shutdown) {
     };
     loop {
         let pause = match taker.take().await {
-            // There may be more.
-            Ok(taken) if taken > 0 => LEAST_PAUSE,
+            // There is more.
+            Ok(taken) if taken >= usize::try_from(MOST_AT_ONCE).unwrap_or(usize::MAX) => LEAST_PAUSE,
+            Ok(taken) if taken > 0 => PAUSE,
             Ok(_) => POLL,
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
@@ -54,7 +58,7 @@ pub(super) async fn run(jobs: Jobs, shutdown: Shutdown) {
             () = tokio::time::sleep(pause) => {}
             () = async {
                 taker.jobs.0.room.notified().await;
-                tokio::time::sleep(LEAST_PAUSE).await;
+                tokio::time::sleep(PAUSE).await;
             }, if pause == POLL => {}
         }
         if shutdown.is_begun() {
