@@ -1,6 +1,7 @@
 //! Takes submissions into Postgres, those together that come together.
 
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use duo_contract::name::ModelName;
 use duo_process::shutdown::Shutdown;
@@ -13,6 +14,8 @@ use crate::store::jobs::{Accepted, NewJob};
 
 /// Submissions that wait for Postgres; more of them are refused.
 pub const CAPACITY: usize = 4096;
+/// How long a client waits for Postgres to take its submission; whether it did, the same key tells later.
+const ACCEPTED_WITHIN: Duration = Duration::from_secs(10);
 /// Most submissions of one transaction.
 const BATCH: usize = 256;
 
@@ -89,7 +92,11 @@ pub(super) async fn submit(jobs: &Jobs, job: NewJob) -> Result<Uuid, AcceptError
         .submissions
         .try_send(Submission { job, told })
         .map_err(|_| AcceptError::Busy)?;
-    match heard.await.map_err(|_| AcceptError::Busy)?? {
+    let heard = tokio::time::timeout(ACCEPTED_WITHIN, heard).await;
+    match heard
+        .map_err(|_| AcceptError::Busy)?
+        .map_err(|_| AcceptError::Busy)??
+    {
         Accepted::New => Ok(id),
         Accepted::Same(earlier) => Ok(earlier),
         Accepted::Other => Err(AcceptError::OtherContent),

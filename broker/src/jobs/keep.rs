@@ -29,6 +29,7 @@ pub(super) async fn run(jobs: Jobs, shutdown: Shutdown) {
     let mut keeper = Keeper {
         jobs,
         heard_since: None,
+        said: None,
         counted: None,
         partitioned: None,
     };
@@ -57,6 +58,8 @@ struct Keeper {
     jobs: Jobs,
     /// Postgres has answered without a break since.
     heard_since: Option<Instant>,
+    /// When it last took this broker's word.
+    said: Option<Instant>,
     counted: Option<Instant>,
     partitioned: Option<Instant>,
 }
@@ -72,6 +75,15 @@ impl Keeper {
         let parts = self.jobs.parts();
         let lease = parts.config.lease;
         parts.store.say_alive(&parts.broker, lease).await?;
+        let now = Instant::now();
+        // A Postgres that hung answers late instead of with an error; every broker's word has run out by then.
+        if self
+            .said
+            .replace(now)
+            .is_none_or(|said| now - said >= lease * 3 / 4)
+        {
+            self.heard_since = None;
+        }
         let heard_since = *self.heard_since.get_or_insert(now);
         self.own().await?;
         // After an outage of Postgres every broker has to have the time to speak before anybody is taken for dead.
