@@ -26,6 +26,10 @@ const LONGEST_LINE: u64 = 16;
 const LEAST_SHARE: f64 = 0.85;
 /// How long the slots may take to follow.
 const FOLLOWS: Duration = Duration::from_secs(8);
+/// How long the slots may take from their least number until the line stays short.
+const SETTLES: Duration = Duration::from_secs(10);
+/// How long a line is short that stays short: six of the worker's looks.
+const STAYS: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(20);
 
 pub(super) async fn run(size: Size) -> Report {
@@ -67,7 +71,12 @@ pub(super) async fn run(size: Size) -> Report {
     let began = Instant::now();
     slots_are(&cluster, |slots| slots >= CAPACITY).await;
     report.figure("slots reach the capacity after", millis(began.elapsed()));
-    sleep(Duration::from_secs(2)).await;
+    // Growth doubles until it has gone too far once, and is cut then: the line that this made has to go.
+    let settled = line_stays_short(&cluster).await;
+    report.figure("the server's own line stays short after", millis(settled - began));
+    report.demand(settled - began <= SETTLES, || {
+        format!("the slots took {} to settle", millis(settled - began))
+    });
     let seen = watch(&cluster, span).await;
     report.seconds = (span * 2).as_secs_f64();
     report.figure(
@@ -126,6 +135,23 @@ async fn watch(cluster: &Cluster, span: Duration) -> Seen {
         mean_line: waited as f64 / looks.max(1) as f64,
         longest_line,
     }
+}
+
+/// Waits until the server's own line stays short; when that began.
+async fn line_stays_short(cluster: &Cluster) -> Instant {
+    let mut since = Instant::now();
+    until("the server's own line stays short", PATIENCE, async || {
+        let waiting = cluster.sim.stats().waiting;
+        if waiting > LONGEST_LINE {
+            since = Instant::now();
+        }
+        if since.elapsed() >= STAYS {
+            Ok(since)
+        } else {
+            Err(format!("{waiting} wait"))
+        }
+    })
+    .await
 }
 
 async fn slots_are(cluster: &Cluster, enough: impl Fn(usize) -> bool) {

@@ -17,6 +17,9 @@ const LOOKS_TO_SHRINK: u32 = 2;
 const STEP: usize = 2;
 /// Steps in a row without a line after which growth doubles again: the server can do much more than it could.
 const STEPS_TO_DOUBLE: u32 = 16;
+/// Looks in a row without a line before a doubling: a full server may show none at one look, while a batch of requests
+/// ends and the next is on its way.
+const LOOKS_TO_DOUBLE: u32 = 2;
 /// Above this share of its cache the server gets no more slots.
 const CACHE_HIGH: f64 = 0.9;
 /// Below this share growth may double: twice as much still stays under [`CACHE_HIGH`].
@@ -53,6 +56,8 @@ pub struct Auto {
     doubling: bool,
     /// Steps since a limit was met.
     steps: u32,
+    /// Steps since a limit was met or growth doubled.
+    steps_at_pace: u32,
     /// Looks in a row that saw a line.
     lines_seen: u32,
 }
@@ -66,6 +71,7 @@ impl Auto {
             total: bounds.min,
             doubling: true,
             steps: 0,
+            steps_at_pace: 0,
             lines_seen: 0,
         }
     }
@@ -82,6 +88,7 @@ impl Auto {
         if full || server.waiting > SHORT_LINE {
             self.doubling = false;
             self.steps = 0;
+            self.steps_at_pace = 0;
         }
         if server.waiting > SHORT_LINE {
             self.lines_seen += 1;
@@ -110,8 +117,13 @@ impl Auto {
     fn grow(&mut self, cache: f64) {
         self.doubling |= self.steps >= STEPS_TO_DOUBLE;
         self.steps += 1;
-        let doubles = self.doubling && cache < CACHE_LOW;
-        self.total += if doubles { self.total } else { STEP };
+        self.steps_at_pace += 1;
+        if self.doubling && cache < CACHE_LOW && self.steps_at_pace >= LOOKS_TO_DOUBLE {
+            self.steps_at_pace = 0;
+            self.total *= 2;
+        } else {
+            self.total += STEP;
+        }
     }
 
     /// The server runs all but what waits; at most half is taken at once, as others may have made the line.
@@ -149,7 +161,24 @@ mod tests {
     #[test]
     fn it_doubles_until_the_server_is_full() {
         let mut auto = Auto::new(BOUNDS);
-        assert_eq!(overloaded(&mut auto, 64, 4), 64);
+        assert_eq!(overloaded(&mut auto, 64, 4), 28, "by steps and doublings in turn");
+        assert_eq!(overloaded(&mut auto, 64, 8), 66, "what it runs, and a short line");
+    }
+
+    #[test]
+    fn one_look_that_misses_the_line_doubles_nothing() {
+        let mut auto = Auto::new(BOUNDS);
+        let before = overloaded(&mut auto, 24, 4);
+        assert_eq!(before, 28, "a line of four, not seen yet");
+        let pool = Usage {
+            in_use: before,
+            was_full: true,
+        };
+        let between_batches = Pressure {
+            waiting: 0,
+            cache: 0.3,
+        };
+        assert_eq!(auto.look(between_batches, pool), before + STEP);
     }
 
     #[test]
@@ -171,7 +200,7 @@ mod tests {
     #[test]
     fn one_burst_takes_no_slot_away() {
         let mut auto = Auto::new(BOUNDS);
-        let before = overloaded(&mut auto, 64, 4);
+        let before = overloaded(&mut auto, 64, 12);
         let pool = Usage {
             in_use: before,
             was_full: true,
@@ -188,16 +217,16 @@ mod tests {
     #[test]
     fn a_filling_cache_holds_and_a_full_one_cuts_once() {
         let mut auto = Auto::new(BOUNDS);
-        let before = overloaded(&mut auto, 64, 4);
+        let before = overloaded(&mut auto, 64, 12);
         let pool = |in_use| Usage {
             in_use,
             was_full: true,
         };
         let cache = |cache| Pressure { waiting: 0, cache };
         assert_eq!(auto.look(cache(0.93), pool(before)), before);
-        assert_eq!(auto.look(cache(0.99), pool(before)), 56);
-        assert_eq!(auto.look(cache(0.99), pool(before)), 56, "not in effect yet");
-        assert_eq!(auto.look(cache(0.99), pool(56)), 49);
+        assert_eq!(auto.look(cache(0.99), pool(before)), 58);
+        assert_eq!(auto.look(cache(0.99), pool(before)), 58, "not in effect yet");
+        assert_eq!(auto.look(cache(0.99), pool(58)), 51);
     }
 
     proptest! {
