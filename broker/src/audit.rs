@@ -5,6 +5,7 @@
 //! through [`sink`], so that neither Postgres nor a restart of NATS makes a
 //! request wait or loses a record.
 
+pub mod sign_ins;
 pub mod sink;
 pub mod sweeper;
 pub mod writer;
@@ -18,6 +19,7 @@ use duo_contract::snapshot::Feature;
 use uuid::Uuid;
 
 use crate::metrics::{Metrics, Stages};
+use sign_ins::SignIns;
 use sink::{AuditSink, Stored};
 
 /// Opens records. Cheap to clone.
@@ -26,6 +28,7 @@ pub struct AuditLog {
     broker: Arc<str>,
     sink: AuditSink,
     metrics: Metrics,
+    sign_ins: Arc<SignIns>,
 }
 
 impl AuditLog {
@@ -36,6 +39,7 @@ impl AuditLog {
             broker: broker.into(),
             sink,
             metrics,
+            sign_ins: Arc::default(),
         }
     }
 
@@ -53,7 +57,7 @@ impl AuditLog {
         let what = What {
             correlation_id,
             trace_id: duo_contract::trace::trace_id(&traceparent).map(str::to_owned),
-            ..unknown(route)
+            ..What::of(route, 0)
         };
         OpenRecord(Arc::new(Inner {
             log: self.clone(),
@@ -300,6 +304,7 @@ impl Inner {
             who: state.who.clone(),
             what: state.what.clone(),
             end,
+            details: None,
         }
     }
 
@@ -332,7 +337,7 @@ impl Drop for Inner {
             self.state.get_mut().unwrap_or_else(PoisonError::into_inner),
             State {
                 who: Who::default(),
-                what: unknown(""),
+                what: What::of("", 0),
                 phase: Phase::Closed,
                 no_letter: false,
                 is_judged: false,
@@ -362,23 +367,5 @@ impl Drop for Inner {
                 self.end_early(&mut state, Outcome::Failed, Some("internal"));
             }
         }
-    }
-}
-
-/// A request of which only the route is known.
-fn unknown(route: &str) -> What {
-    What {
-        route: route.to_owned(),
-        feature: None,
-        lane: None,
-        model: None,
-        prompt_id: None,
-        prompt_version: None,
-        config_revision: 0,
-        stream: false,
-        body_bytes: 0,
-        correlation_id: None,
-        trace_id: None,
-        job_id: None,
     }
 }

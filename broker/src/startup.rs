@@ -25,7 +25,7 @@ use files::{certificates, http_client, read_keys, read_signing_keys, read_tokeni
 use crate::admission::Admission;
 use crate::api::admin::AdminState;
 use crate::api::{self, ApiState};
-use crate::audit::{AuditLog, sink, sweeper, writer};
+use crate::audit::{AuditLog, sign_ins, sink, sweeper, writer};
 use crate::auth::direct::SigningKeys;
 use crate::auth::{AuthConfig, Authenticator};
 use crate::config::{Config, QueueConfig};
@@ -128,7 +128,7 @@ pub async fn run(
     let outlets = (nats.clone(), metrics.clone(), audit_stores.clone());
     let (audit_sink, audit_task) = sink::sink(outlets, shutdown.clone(), closing.clone());
     let audit_done = tokio::spawn(audit_task);
-    let audit = AuditLog::new(&config.name, audit_sink.clone(), metrics.clone());
+    let audit = audit_log(&config.name, &audit_sink, &metrics, &shutdown);
     let parts = Parts {
         broker: config.name.clone(),
         nats: nats.clone(),
@@ -364,6 +364,13 @@ fn tell_receivers(
     let metrics = WebhookMetrics::register(registry);
     background.spawn("webhooks", webhooks::run(parts, metrics, background.clone()));
     Ok(webhooks)
+}
+
+/// Records of requests, and of callers that are not let in.
+fn audit_log(broker: &str, sink: &sink::AuditSink, metrics: &Metrics, shutdown: &Shutdown) -> AuditLog {
+    let audit = AuditLog::new(broker, sink.clone(), metrics.clone());
+    shutdown.spawn("sign-ins", sign_ins::run(audit.clone(), shutdown.clone()));
+    audit
 }
 
 /// Brings audit records into Postgres, and an end to those that would have none.

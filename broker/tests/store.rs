@@ -547,6 +547,7 @@ fn admitted(request_id: Uuid, second: i64, broker: &str) -> AuditRecord {
             job_id: None,
         },
         end: None,
+        details: None,
     }
 }
 
@@ -574,6 +575,64 @@ async fn insert(store: &Store, records: &[&AuditRecord]) -> u64 {
         store.create_audit_partition(day).await.unwrap();
     }
     store.insert_audit_records(records).await.unwrap()
+}
+
+/// The numbers that records have, in order.
+async fn numbers(database: &Database) -> Vec<i64> {
+    sqlx::query_scalar("SELECT seq FROM audit_events ORDER BY seq")
+        .fetch_all(&database.pool)
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn records_have_numbers_without_gaps_whoever_writes_them_and_however_often() {
+    let database = Database::create().await;
+    let ids: Vec<_> = (0..40).map(|_| id_on(0)).collect();
+    let records: Vec<_> = ids.iter().map(|id| admitted(*id, 1, "b1")).collect();
+    let writer = |from: usize| {
+        let (store, records) = (database.store.clone(), &records);
+        async move {
+            for batch in records[from..].chunks(7) {
+                insert(&store, &batch.iter().collect::<Vec<_>>()).await;
+            }
+        }
+    };
+    // Three writers get overlapping deliveries, and a change is made meanwhile.
+    let change = async {
+        let token = NewToken {
+            name: "nightly".into(),
+            role: Role::Client,
+            features: None,
+            models: None,
+            limit: 7,
+            expires_at: None,
+        };
+        database.store.create_token("tester", &token).await.unwrap();
+    };
+    tokio::join!(writer(0), writer(5), writer(20), change);
+    let whole: Vec<i64> = (0..41).collect();
+    assert_eq!(numbers(&database).await, whole);
+    let size: i64 = sqlx::query_scalar("SELECT size FROM audit_head")
+        .fetch_one(&database.pool)
+        .await
+        .unwrap();
+    assert_eq!(size, 41);
+    let changed = database
+        .store
+        .audit_page(
+            &Filter {
+                kind: Some(AuditKind::Changed),
+                ..Filter::default()
+            },
+            10,
+            None,
+        )
+        .await
+        .unwrap();
+    let changed = serde_json::to_value(changed).unwrap();
+    assert_eq!(changed["events"][0]["details"]["what"], "token.create");
+    assert_eq!(changed["events"][0]["user_id"], "tester");
 }
 
 #[tokio::test]

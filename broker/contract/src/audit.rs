@@ -7,12 +7,12 @@ use uuid::Uuid;
 use crate::claim::json_message;
 use crate::name::{FeatureName, Lane, ModelName};
 
-/// One record about one request. At most one of each kind stands per request.
+/// One record, mostly about a request. At most one of each kind stands per request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AuditRecord {
     /// Which of a request's records it is.
     pub kind: AuditKind,
-    /// The request, a UUIDv7; its time decides the partition.
+    /// The request, a UUIDv7; its time decides the partition. What is no request has an id of its own.
     pub request_id: Uuid,
     /// When it happened at the broker, microseconds since the epoch.
     pub occurred_at_us: i64,
@@ -25,6 +25,9 @@ pub struct AuditRecord {
     /// How it ended; on [`AuditKind::Ended`] only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end: Option<End>,
+    /// What a record says that is about something else than a request: a JSON object, kept byte for byte.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub details: Option<String>,
 }
 
 /// Which of a request's records a record is.
@@ -35,15 +38,39 @@ pub enum AuditKind {
     Admitted,
     /// The one terminal record.
     Ended,
+    /// Configuration, a token, a job or a dead letter was changed by an administrator.
+    Changed,
+    /// Somebody was not let in.
+    SignInFailed,
+    /// Audit records or what they keep were read.
+    Read,
 }
 
 impl AuditKind {
-    /// The kind's snake_case name, also its subject token.
+    /// Every kind.
+    pub const ALL: [AuditKind; 5] = [
+        AuditKind::Admitted,
+        AuditKind::Ended,
+        AuditKind::Changed,
+        AuditKind::SignInFailed,
+        AuditKind::Read,
+    ];
+
+    /// Is a record of this kind about a request?
+    #[must_use]
+    pub fn is_of_a_request(self) -> bool {
+        matches!(self, AuditKind::Admitted | AuditKind::Ended)
+    }
+
+    /// The kind's snake_case name.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             AuditKind::Admitted => "admitted",
             AuditKind::Ended => "ended",
+            AuditKind::Changed => "changed",
+            AuditKind::SignInFailed => "sign_in_failed",
+            AuditKind::Read => "read",
         }
     }
 }
@@ -52,12 +79,13 @@ impl AuditKind {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "document", derive(utoipa::ToSchema))]
 pub struct Who {
-    /// `gitlab`, `gitlab_direct` (an IDE with a token that GitLab fetched for it) or `api_token`.
+    /// `gitlab`, `gitlab_direct` (an IDE with a token that GitLab fetched for it), `api_token`, `command_line` (who works
+    /// on the database with `duo-broker`) or `none` (nobody known).
     pub auth: String,
     /// The GitLab instance's id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance_id: Option<String>,
-    /// GitLab's global user id (a hash); absent for system calls.
+    /// GitLab's global user id (a hash), or on a change its author; absent for system calls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_id: Option<String>,
     /// The API token's id or the JWT's `jti`.
@@ -74,7 +102,7 @@ pub struct Who {
 /// What was asked for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct What {
-    /// The route, such as `/v2/code/completions`.
+    /// The route, such as `/v2/code/completions`; on a change what was done, such as `model.put`.
     pub route: String,
     /// The feature.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -106,6 +134,27 @@ pub struct What {
     /// The job that it submits, cancels or runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job_id: Option<Uuid>,
+}
+
+impl What {
+    /// Something of which only the route and the configuration's revision are known.
+    #[must_use]
+    pub fn of(route: &str, config_revision: u64) -> Self {
+        Self {
+            route: route.to_owned(),
+            feature: None,
+            lane: None,
+            model: None,
+            prompt_id: None,
+            prompt_version: None,
+            config_revision,
+            stream: false,
+            body_bytes: 0,
+            correlation_id: None,
+            trace_id: None,
+            job_id: None,
+        }
+    }
 }
 
 /// How a request ended.

@@ -49,6 +49,9 @@ pub(super) async fn authenticate(
         }
         Err(error) => {
             let shape = Shape::of_path(request.uri().path());
+            let route = request.extensions().get::<MatchedPath>();
+            let route = route.map_or("unknown", MatchedPath::as_str);
+            api.audit.sign_in_failed(address, error.reason(), route);
             let stranger = ApiError::Stranger {
                 text: refusal(error, shape),
                 reason: error.reason(),

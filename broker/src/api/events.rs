@@ -98,7 +98,7 @@ impl Asked {
             kind: word(
                 "kind",
                 self.kind.as_deref(),
-                &[AuditKind::Admitted, AuditKind::Ended].map(|kind| (kind.as_str(), kind)),
+                &AuditKind::ALL.map(|kind| (kind.as_str(), kind)),
             )?,
             feature: without_nul("feature", self.feature)?,
             model: without_nul("model", self.model)?,

@@ -311,6 +311,12 @@ fn decode(payload: &[u8]) -> Result<AuditRecord, String> {
             record.kind.as_str()
         ));
     }
+    if record.kind.is_of_a_request() != record.details.is_none() {
+        return Err(format!(
+            "a record of kind {} with the wrong details",
+            record.kind.as_str()
+        ));
+    }
     Ok(record)
 }
 

@@ -1,16 +1,18 @@
 //! Takes submissions into Postgres, those together that come together.
 
+use std::collections::HashSet;
 use std::sync::PoisonError;
 use std::time::Duration;
 
 use duo_contract::name::ModelName;
 use duo_process::shutdown::Shutdown;
+use time::Date;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 use super::Jobs;
 use crate::store::StoreError;
-use crate::store::jobs::{Accepted, NewJob};
+use crate::store::jobs::{Accepted, NewJob, day};
 
 /// Submissions that wait for Postgres; more of them are refused.
 pub const CAPACITY: usize = 4096;
@@ -125,19 +127,29 @@ fn check_backlog(jobs: &Jobs, job: &NewJob) -> Result<(), AcceptError> {
 /// Writes submissions until the shutdown begins.
 pub(super) async fn run(jobs: Jobs, mut submissions: mpsc::Receiver<Submission>, shutdown: Shutdown) {
     let mut batch = Vec::with_capacity(BATCH);
+    // Days whose partitions are known to be there: the first submission may come before anybody has made them.
+    let mut days = HashSet::new();
     loop {
         tokio::select! {
             biased;
-            _ = submissions.recv_many(&mut batch, BATCH) => write(&jobs, std::mem::take(&mut batch)).await,
+            _ = submissions.recv_many(&mut batch, BATCH) => write(&jobs, &mut days, std::mem::take(&mut batch)).await,
             () = shutdown.begun() => return,
         }
     }
 }
 
-async fn write(jobs: &Jobs, batch: Vec<Submission>) {
+async fn write(jobs: &Jobs, days: &mut HashSet<Date>, batch: Vec<Submission>) {
     let rows: Vec<&NewJob> = batch.iter().map(|submission| &submission.job).collect();
-    let written = jobs.store().accept_jobs(&rows).await;
-    match written {
+    let written = async {
+        for day in rows.iter().map(|job| day(job.id)) {
+            if !days.contains(&day) {
+                jobs.store().create_job_partitions(day).await?;
+                days.insert(day);
+            }
+        }
+        jobs.store().accept_jobs(&rows).await
+    };
+    match written.await {
         Ok(accepted) => {
             let new = accepted.iter().filter(|one| **one == Accepted::New).count();
             jobs.parts().metrics.accepted.inc_by(new as u64);

@@ -1,5 +1,7 @@
 //! Audit records: written in batches, searched page by page.
 
+use std::collections::{BTreeSet, HashSet};
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use duo_contract::audit::{AuditKind, AuditRecord, Outcome};
@@ -96,6 +98,8 @@ pub struct Event {
     pub trace_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub job_id: Option<Uuid>,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_json")]
+    pub details: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outcome: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -114,6 +118,16 @@ pub struct Event {
     pub input_tokens: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output_tokens: Option<i64>,
+    /// Its number; absent on records from before records had numbers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seq: Option<i64>,
+}
+
+/// A JSON text as the JSON that it is.
+fn as_json<S: serde::Serializer>(text: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
+    let value: Option<&serde_json::value::RawValue> =
+        text.as_deref().and_then(|text| serde_json::from_str(text).ok());
+    value.serialize(serializer)
 }
 
 impl Cursor {
@@ -178,8 +192,8 @@ impl Store {
         Ok(())
     }
 
-    /// Writes records and returns how many were not there yet. The same record again does nothing; a second, other
-    /// terminal record of a request is kept as a late end.
+    /// Writes records, numbers them, and returns how many were not there yet. The same record again does nothing; a
+    /// second, other terminal record of a request is kept as a late end.
     ///
     /// # Errors
     /// Postgres is away, or refuses a value; then none is written.
@@ -187,16 +201,24 @@ impl Store {
     /// # Panics
     /// When a record's id has no day, see [`day_of`].
     pub async fn insert_audit_records(&self, records: &[&AuditRecord]) -> Result<u64, StoreError> {
+        let count = records.len() as u64;
         let mut transaction = self.pool.begin().await?;
-        let inserted = insert(&mut transaction, records).await?;
-        if inserted < records.len() as u64 {
-            let ends: Vec<_> = records
-                .iter()
-                .copied()
-                .filter(|r| r.kind == AuditKind::Ended)
-                .collect();
-            audit_late_ends::insert(&mut transaction, &ends).await?;
+        if insert(&mut transaction, records).await? == count {
+            transaction.commit().await?;
+            return Ok(count);
         }
+        // Rarely some are there already: their numbers would be gaps, so only the others are written.
+        transaction.rollback().await?;
+        let mut transaction = self.pool.begin().await?;
+        lock_head(&mut transaction).await?;
+        let new = unknown(&mut transaction, records).await?;
+        let inserted = insert(&mut transaction, &new).await?;
+        let ends: Vec<_> = records
+            .iter()
+            .copied()
+            .filter(|r| r.kind == AuditKind::Ended)
+            .collect();
+        audit_late_ends::insert(&mut transaction, &ends).await?;
         transaction.commit().await?;
         Ok(inserted)
     }
@@ -251,8 +273,8 @@ async fn select(
         Event,
         "SELECT request_id, kind, occurred_at, recorded_at, broker, auth, instance_id, user_id, token_id, client,
                 address, route, feature, lane, model, prompt_id, prompt_version, config_revision, stream,
-                body_bytes, correlation_id, trace_id, job_id, outcome, reason, worker, attempts, queue_wait_us,
-                first_byte_us, duration_us, input_tokens, output_tokens
+                body_bytes, correlation_id, trace_id, job_id, details, outcome, reason, worker, attempts, queue_wait_us,
+                first_byte_us, duration_us, input_tokens, output_tokens, seq
          FROM audit_events
          WHERE ($1::text IS NULL OR feature = $1)
            AND ($2::text IS NULL OR model = $2)
@@ -287,24 +309,69 @@ async fn select(
     Ok(events)
 }
 
-/// One statement for the whole batch, one array per column.
-async fn insert(connection: &mut PgConnection, records: &[&AuditRecord]) -> Result<u64, StoreError> {
+/// Keeps every other writer of records waiting until this transaction ends.
+async fn lock_head(connection: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::query!("SELECT size FROM audit_head FOR UPDATE")
+        .fetch_one(connection)
+        .await?;
+    Ok(())
+}
+
+/// Those of `records` that are not there yet, each once.
+async fn unknown<'a>(
+    connection: &mut PgConnection,
+    records: &[&'a AuditRecord],
+) -> Result<Vec<&'a AuditRecord>, StoreError> {
+    let mut known = HashSet::new();
+    let days: BTreeSet<Date> = records
+        .iter()
+        .filter_map(|record| day_of(record.request_id))
+        .collect();
+    let ids: Vec<Uuid> = records.iter().map(|record| record.request_id).collect();
+    // Day by day, so that each look goes to one partition.
+    for day in days {
+        let rows = sqlx::query!(
+            "SELECT request_id, kind FROM audit_events WHERE day = $1 AND request_id = ANY($2)",
+            day,
+            &ids,
+        )
+        .fetch_all(&mut *connection)
+        .await?;
+        known.extend(rows.into_iter().map(|row| (row.request_id, row.kind)));
+    }
+    let is_new = |record: &&AuditRecord| known.insert((record.request_id, record.kind.as_str().to_owned()));
+    Ok(records.iter().copied().filter(is_new).collect())
+}
+
+/// Writes records with the next numbers, one statement for the whole batch, one array per column. Fewer than given came
+/// where some were there already; then the transaction must not be committed. The head stays locked until its end.
+pub(super) async fn insert(
+    connection: &mut PgConnection,
+    records: &[&AuditRecord],
+) -> Result<u64, StoreError> {
     macro_rules! column {
         ($record:ident => $value:expr) => {
             &records.iter().map(|$record| $value).collect::<Vec<_>>()[..]
         };
     }
+    let base = sqlx::query_scalar!(
+        r#"UPDATE audit_head SET size = size + $1 RETURNING size - $1 AS "base!""#,
+        i64::try_from(records.len()).unwrap_or(i64::MAX),
+    )
+    .fetch_one(&mut *connection)
+    .await?;
     let result = sqlx::query!(
         "INSERT INTO audit_events
              (day, request_id, kind, occurred_at, broker, auth, instance_id, user_id, token_id, client, address,
               route, feature, lane, model, prompt_id, prompt_version, config_revision, stream, body_bytes,
               correlation_id, trace_id, outcome, reason, worker, attempts, queue_wait_us, first_byte_us,
-              duration_us, input_tokens, output_tokens, job_id)
+              duration_us, input_tokens, output_tokens, job_id, details, seq)
          SELECT * FROM unnest($1::date[], $2::uuid[], $3::text[], $4::timestamptz[], $5::text[], $6::text[],
               $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[],
               $15::text[], $16::text[], $17::text[], $18::bigint[], $19::boolean[], $20::bigint[], $21::text[],
               $22::text[], $23::text[], $24::text[], $25::text[], $26::int[], $27::bigint[], $28::bigint[],
-              $29::bigint[], $30::bigint[], $31::bigint[], $32::uuid[])
+              $29::bigint[], $30::bigint[], $31::bigint[], $32::uuid[],
+              $33::text[], $34::bigint[])
          ON CONFLICT DO NOTHING",
         column!(r => day_of(r.request_id).expect("the caller has checked the id")),
         column!(r => r.request_id),
@@ -338,6 +405,8 @@ async fn insert(connection: &mut PgConnection, records: &[&AuditRecord]) -> Resu
         column!(r => r.end.as_ref().and_then(|e| e.input_tokens)) as &[Option<i64>],
         column!(r => r.end.as_ref().and_then(|e| e.output_tokens)) as &[Option<i64>],
         column!(r => r.what.job_id) as &[Option<Uuid>],
+        column!(r => r.details.as_deref()) as &[Option<&str>],
+        &(base..).take(records.len()).collect::<Vec<_>>(),
     )
     .execute(connection)
     .await?;

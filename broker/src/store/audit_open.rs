@@ -99,6 +99,7 @@ impl Store {
                 job_id: row.job_id,
             },
             end: None,
+            details: None,
         });
         Ok(records.collect())
     }

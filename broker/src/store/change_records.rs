@@ -1,11 +1,18 @@
 //! Every change of configuration or tokens, and every dead letter dropped: who, when, what, before and after.
-//! Append-only.
+//! Append-only. Each is an audit record too, written in the same transaction.
 
+use duo_contract::audit::{AuditKind, AuditRecord, What, Who};
 use duo_contract::dead::DeadHead;
-use serde_json::Value;
+use duo_process::clock;
+use serde_json::{Value, json};
 use sqlx::PgConnection;
+use uuid::Uuid;
 
+use super::audit_events::{self, day_of};
 use super::{Store, StoreError, config_revision, expect_rows};
+
+/// Stands in an audit record where a request would name its broker and how its caller signed in.
+const ADMINISTRATION: &str = "administration";
 
 /// One change, as it is recorded.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,7 +62,44 @@ pub(super) async fn add(
         record.after,
         revision.cast_signed(),
     )
-    .execute(connection)
+    .execute(&mut *connection)
     .await?;
-    expect_rows(&result, 1)
+    expect_rows(&result, 1)?;
+    let record = audit_record(actor, revision, record);
+    if let Some(day) = day_of(record.request_id) {
+        sqlx::query!(
+            "SELECT create_audit_partition($1)
+             WHERE to_regclass('audit_events_' || to_char($1::date, 'YYYYMMDD')) IS NULL",
+            day
+        )
+        .fetch_optional(&mut *connection)
+        .await?;
+    }
+    audit_events::insert(connection, &[&record]).await?;
+    Ok(())
+}
+
+/// The change as the audit log tells it.
+fn audit_record(actor: &str, revision: u64, record: &ChangeRecord) -> AuditRecord {
+    let now = clock::now().unix_timestamp_nanos() / 1000;
+    let details = json!({
+        "what": record.what,
+        "subject": record.subject,
+        "before": record.before,
+        "after": record.after,
+    });
+    AuditRecord {
+        kind: AuditKind::Changed,
+        request_id: Uuid::now_v7(),
+        occurred_at_us: i64::try_from(now).unwrap_or(i64::MAX),
+        broker: ADMINISTRATION.to_owned(),
+        who: Who {
+            auth: ADMINISTRATION.to_owned(),
+            user_id: Some(actor.to_owned()),
+            ..Who::default()
+        },
+        what: What::of(record.what, revision),
+        end: None,
+        details: Some(details.to_string()),
+    }
 }

@@ -176,5 +176,6 @@ pub(crate) fn record() -> AuditRecord {
         who,
         what,
         end: Some(end),
+        details: None,
     }
 }
