@@ -162,7 +162,7 @@ async fn write(jobs: &Jobs, days: &mut HashSet<Date>, batch: Vec<Submission>) {
         // One that Postgres refuses is not to take the others with it.
         Err(StoreError::Refused(_)) if batch.len() > 1 => {
             for submission in batch {
-                Box::pin(write(jobs, vec![submission])).await;
+                Box::pin(write(jobs, days, vec![submission])).await;
             }
         }
         Err(error) => {

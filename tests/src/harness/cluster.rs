@@ -524,8 +524,8 @@ impl Cluster {
 }
 
 /// Admitted requests without exactly one terminal record, and terminal records that say nothing.
-pub const UNENDED: &str = "SELECT count(*) FROM (SELECT request_id FROM audit_events GROUP BY request_id \
-     HAVING count(*) FILTER (WHERE kind = 'ended') <> 1) AS unended";
+pub const UNENDED: &str = "SELECT count(*) FROM (SELECT request_id FROM audit_events WHERE kind IN ('admitted', 'ended') \
+     GROUP BY request_id HAVING count(*) FILTER (WHERE kind = 'ended') <> 1) AS unended";
 
 async fn ready(program: &mut Program, at: &str, http: &reqwest::Client, max: Duration) {
     let url = format!("http://{at}/readyz");
