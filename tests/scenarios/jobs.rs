@@ -520,6 +520,50 @@ async fn postgres_away_costs_time_and_no_job() {
 }
 
 #[tokio::test]
+async fn after_a_postgres_that_hung_nobody_takes_what_others_run() {
+    const JOBS: usize = 6;
+    const WORDS: usize = 160;
+    let cluster = Cluster::builder()
+        .own_postgres()
+        .sim(slow(160, 50))
+        .brokers(2)
+        .broker_env("DUO_JOB_LEASE", "4s")
+        .start()
+        .await;
+    let mut ids = Vec::new();
+    for number in 0..JOBS {
+        ids.push(accepted(&cluster, &asked(&format!("hung {number}"), WORDS)).await);
+    }
+    for id in &ids {
+        in_state(&cluster, id, "running").await;
+    }
+    let postgres = cluster.postgres.as_ref().expect("its own");
+    postgres.freeze(true);
+    let frozen = Instant::now();
+    // The answers take twice as long as a lease.
+    cluster.sim_shows(|stats| stats.running == 0).await;
+    assert!(
+        frozen.elapsed() > Duration::from_secs(5),
+        "{:?} is no longer than a lease",
+        frozen.elapsed()
+    );
+    postgres.freeze(false);
+    for (number, id) in ids.iter().enumerate() {
+        let done = in_state(&cluster, id, "succeeded").await;
+        assert_eq!(
+            done["result"]["text"],
+            answer_to(&format!("hung {number}"), WORDS),
+            "{done}"
+        );
+        assert_eq!(done["runs"], 1, "its run was thrown away: {done}");
+    }
+    let results = "SELECT count(*) FROM job_results";
+    assert_eq!(cluster.database.count(results).await, Ok(6));
+    assert_eq!(cluster.sim.stats().started, JOBS as u64, "none ran twice");
+    cluster.assert_clean().await;
+}
+
+#[tokio::test]
 async fn a_frozen_broker_that_thaws_ends_nothing_twice() {
     let cluster = Cluster::builder()
         .sim(slow(60, 50))

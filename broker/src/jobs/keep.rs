@@ -88,7 +88,7 @@ impl Keeper {
         self.own().await?;
         // After an outage of Postgres every broker has to have the time to speak before anybody is taken for dead.
         if now - heard_since >= lease {
-            let recovered = parts.store.recover_jobs(AT_ONCE).await?;
+            let recovered = parts.store.recover_jobs(&parts.broker, AT_ONCE).await?;
             if recovered > 0 {
                 tracing::warn!(jobs = recovered, "jobs of brokers that died wait again");
                 parts.metrics.recovered.inc_by(recovered);

@@ -13,6 +13,7 @@ mod tell;
 use duo_contract::audit::Who;
 use duo_contract::name::{FeatureName, Lane, ModelName};
 use serde_json::Value;
+use sqlx::PgTransaction;
 use time::{Date, OffsetDateTime};
 use uuid::Uuid;
 
@@ -220,7 +221,20 @@ pub fn day(id: Uuid) -> Date {
     day_of(id).unwrap_or(Date::MIN)
 }
 
+/// Partitions are made every day and grow within hours, before anybody has counted what is in them, and a plan that was
+/// made for empty ones is used until somebody has. Left alone, the planner then reads whole partitions, or all that a
+/// broker runs, to find a handful of rows: every asking for jobs read all that had ended. So statements that change
+/// jobs go by indexes, whatever is believed of sizes, and their plans, which name the partitions of all days and take
+/// long to make, are made once.
+const BEGIN: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; \
+                     SET LOCAL enable_mergejoin = off; SET LOCAL jit = off; SET LOCAL plan_cache_mode = force_generic_plan";
+
 impl Store {
+    /// Begins a transaction that changes jobs.
+    async fn begin_by_index(&self) -> Result<PgTransaction<'static>, StoreError> {
+        Ok(self.pool.begin_with(BEGIN).await?)
+    }
+
     /// One job.
     ///
     /// # Errors

@@ -10,6 +10,11 @@ use uuid::Uuid;
 use super::super::{Store, StoreError};
 use super::{Accepted, Key, NewJob, day};
 
+/// Whoever holds a key's row commits within milliseconds, or its broker is in trouble. Keys are looked up, however few
+/// there seem to be.
+const BEGIN: &str = "BEGIN; SET LOCAL lock_timeout = '1s'; SET LOCAL enable_seqscan = off; \
+                     SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
+
 impl Store {
     /// Accepts jobs, all or none of them. Of those with an idempotency key that is known already, the first is told
     /// instead. No two of `jobs` may have the same client and key.
@@ -17,11 +22,7 @@ impl Store {
     /// # Errors
     /// Postgres is away, or refuses a value.
     pub async fn accept_jobs(&self, jobs: &[&NewJob]) -> Result<Vec<Accepted>, StoreError> {
-        let mut transaction = self.pool.begin().await?;
-        // Whoever holds a key's row commits within milliseconds, or its broker is in trouble.
-        sqlx::query!("SET LOCAL lock_timeout = '1s'")
-            .execute(&mut *transaction)
-            .await?;
+        let mut transaction = self.pool.begin_with(BEGIN).await?;
         let accepted = reserve_keys(&mut transaction, jobs).await?;
         let new: Vec<&NewJob> = jobs
             .iter()
@@ -61,7 +62,7 @@ async fn reserve_keys(connection: &mut PgConnection, jobs: &[&NewJob]) -> Result
     let ids: Vec<Uuid> = keyed.iter().map(|(_, job, _)| job.id).collect();
     let expiries: Vec<OffsetDateTime> = keyed.iter().map(|(_, _, key)| key.expires_at).collect();
     // One that has expired is as good as new.
-    sqlx::query!(
+    let kept = sqlx::query!(
         "INSERT INTO job_keys (client, key, fingerprint, job_id, expires_at)
          SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[], $4::uuid[], $5::timestamptz[])
          ON CONFLICT (client, key) DO UPDATE
@@ -75,6 +76,9 @@ async fn reserve_keys(connection: &mut PgConnection, jobs: &[&NewJob]) -> Result
     )
     .execute(&mut *connection)
     .await?;
+    if kept.rows_affected() == keyed.len() as u64 {
+        return Ok(accepted);
+    }
     let held = sqlx::query!(
         r#"SELECT told.at AS "at!", held.fingerprint, held.job_id
            FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS told (client, key, at)
