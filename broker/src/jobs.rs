@@ -32,8 +32,8 @@ use uuid::Uuid;
 use crate::audit::AuditLog;
 use crate::dispatch::Dispatch;
 use crate::exchange::Exchange;
-use crate::store::jobs::{JobRow, NewJob, Waiting};
-use crate::store::{Store, StoreError};
+use crate::store::jobs::{Cursor, Filter, JobRow, NewJob, Page, Waiting};
+use crate::store::{Store, StoreError, in_time};
 use crate::webhooks::Webhooks;
 use accept::{AcceptError, Submission};
 use settle::Word;
@@ -46,6 +46,10 @@ pub const LONGEST_DEADLINE: Duration = Duration::from_secs(7 * 24 * 3600);
 pub const DEADLINE: Duration = Duration::from_secs(24 * 3600);
 /// How long an idempotency key is remembered.
 pub const KEY_KEPT: Duration = Duration::from_secs(24 * 3600);
+/// How long a client that looks at a job, or cancels one, waits for Postgres.
+pub const LOOKED_WITHIN: Duration = Duration::from_secs(5);
+/// How long one that lists jobs does; a list may have to read much.
+const LISTED_WITHIN: Duration = Duration::from_secs(20);
 /// Runs that the system may fail before a job is dead.
 const MOST_FAILURES: i32 = 5;
 
@@ -315,18 +319,27 @@ impl Jobs {
     /// # Errors
     /// Postgres is away, or the result cannot be opened.
     pub async fn find(&self, id: Uuid) -> Result<Option<Found>, FindError> {
-        let Some(row) = self.store().job(id).await? else {
+        let Some(row) = in_time(LOOKED_WITHIN, self.store().job(id)).await? else {
             return Ok(None);
         };
         let ended = row.ended_at.filter(|_| row.state == JobState::Succeeded);
         let Some(ended) = ended else {
             return Ok(Some(Found::Job(Box::new(row), None)));
         };
-        let Some(sealed) = self.store().job_result(id, ended).await? else {
+        let sealed = in_time(LOOKED_WITHIN, self.store().job_result(id, ended));
+        let Some(sealed) = sealed.await? else {
             return Ok(Some(Found::ResultGone(Box::new(row))));
         };
         let outcome = Outcome::open(id, &sealed, self.keys())?;
         Ok(Some(Found::Job(Box::new(row), Some(outcome))))
+    }
+
+    /// One page of jobs, newest first.
+    ///
+    /// # Errors
+    /// Postgres is away, or it takes long.
+    pub async fn page(&self, filter: &Filter, limit: u32, after: Option<Cursor>) -> Result<Page, StoreError> {
+        in_time(LISTED_WITHIN, self.store().jobs_page(filter, limit, after)).await
     }
 
     /// Cancels a job that is not over, wherever it is; does nothing to one that is.
@@ -335,7 +348,8 @@ impl Jobs {
     /// Postgres is away.
     pub async fn cancel(&self, id: Uuid, by: &str) -> Result<(), StoreError> {
         let message = format!("cancelled by {by}");
-        if self.store().cancel_job(id, "cancelled", &message).await? {
+        let cancelled = in_time(LOOKED_WITHIN, self.store().cancel_job(id, "cancelled", &message));
+        if cancelled.await? {
             self.parts()
                 .metrics
                 .ended
@@ -373,7 +387,7 @@ impl Jobs {
         let ahead = if row.owner.is_some() {
             0
         } else {
-            let own = self.store().own_jobs_ahead(row).await?;
+            let own = in_time(LOOKED_WITHIN, self.store().own_jobs_ahead(row)).await?;
             let backlog = self.backlog();
             let others = backlog
                 .lines

@@ -564,6 +564,53 @@ async fn after_a_postgres_that_hung_nobody_takes_what_others_run() {
 }
 
 #[tokio::test]
+async fn nobody_waits_for_postgres_without_end() {
+    let mut cluster = Cluster::builder().own_postgres().sim(slow(300, 50)).start().await;
+    let id = accepted(&cluster, &asked("looked at", 300)).await;
+    in_state(&cluster, &id, "running").await;
+    let path = format!("{PATH}/{id}");
+    let events = format!("{path}/events");
+    let mut follower = get(&cluster, &events).open().await;
+    follower.until(|so_far| so_far.contains("event: text")).await;
+    cluster.postgres.as_ref().expect("its own").freeze(true);
+    let asked_at = Instant::now();
+    let delete = cluster
+        .call(Method::DELETE, &format!("{PATH}/{}", uuid::Uuid::now_v7()))
+        .token(&cluster.client_token);
+    let looks = [
+        get(&cluster, &path),
+        get(&cluster, &events),
+        get(&cluster, PATH),
+        delete,
+    ];
+    let looks = futures_util::future::join_all(looks.map(Call::send)).await;
+    for answer in looks {
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{answer}");
+        assert_eq!(answer.json()["error"], "database_unavailable", "{answer}");
+    }
+    assert!(
+        asked_at.elapsed() < Duration::from_secs(25),
+        "{:?}",
+        asked_at.elapsed()
+    );
+    // Whoever follows already goes on, and hears of the end.
+    cluster.sim.set(|sim| sim.pace_ms = 1);
+    cluster.sim_shows(|stats| stats.running == 0).await;
+    cluster.postgres.as_ref().expect("its own").freeze(false);
+    let followed = read_events(&follower.rest().await.good().text());
+    assert_eq!(followed.text, answer_to("looked at", 300));
+    assert_eq!(followed.end.expect("an end")["state"], "succeeded");
+    let postgres = cluster.postgres.as_mut().expect("its own");
+    postgres.stop();
+    let away = get(&cluster, &path).send().await;
+    assert_eq!(away.status, StatusCode::SERVICE_UNAVAILABLE, "{away}");
+    assert_eq!(away.json()["error"], "database_unavailable", "{away}");
+    cluster.postgres.as_mut().expect("its own").start_again().await;
+    in_state(&cluster, &id, "succeeded").await;
+    cluster.assert_clean().await;
+}
+
+#[tokio::test]
 async fn a_frozen_broker_that_thaws_ends_nothing_twice() {
     let cluster = Cluster::builder()
         .sim(slow(60, 50))

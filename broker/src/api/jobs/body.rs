@@ -22,10 +22,11 @@ use crate::api::error::ApiError;
 use crate::api::fields::Fields;
 use crate::api::inbound::Inbound;
 use crate::caller::Grant;
-use crate::jobs::{DEADLINE, KEY_KEPT, LONGEST_DEADLINE};
+use crate::jobs::{DEADLINE, KEY_KEPT, LONGEST_DEADLINE, LOOKED_WITHIN};
 use crate::prompt::Purpose;
 use crate::request::{ModelChoice, RoutedRequest};
 use crate::routing::{INFERENCE, OPENAI_PREFIX};
+use crate::store::in_time;
 use crate::store::jobs::{Key, NewJob};
 
 /// Every field of a submission.
@@ -122,7 +123,8 @@ async fn callback(inbound: &Inbound, fields: &Fields<'_>) -> Result<Option<Strin
     if named.contains('\0') {
         return Err(fields.invalid("callback", "may hold no NUL character").into());
     }
-    let found = jobs(&inbound.api)?.store().find_receiver(&named).await?;
+    let found = jobs(&inbound.api)?.store().find_receiver(&named);
+    let found = in_time(LOOKED_WITHIN, found).await?;
     let problem = match found {
         Some(receiver) if receiver.disabled.is_none() => return Ok(Some(receiver.name)),
         Some(receiver) => format!(
