@@ -138,6 +138,17 @@ struct Backlog {
     lines: Vec<Waiting>,
 }
 
+impl Backlog {
+    /// Jobs of all clients, by lane and model.
+    fn sums(&self) -> HashMap<(Lane, &ModelName), u64> {
+        let mut sums = HashMap::new();
+        for line in &self.lines {
+            *sums.entry((line.lane, &line.model)).or_default() += line.count;
+        }
+        sums
+    }
+}
+
 /// What jobs tell of themselves.
 ///
 /// | Metric | Kind | Labels | Meaning |
