@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use duo_contract::audit::Outcome as Recorded;
 use duo_contract::name::{Lane, ModelName};
 use duo_contract::seal::SealKeys;
 use duo_process::metrics::register;
@@ -129,7 +130,29 @@ struct Running {
     run: i32,
     lane: Lane,
     model: ModelName,
-    stop: oneshot::Sender<()>,
+    stop: oneshot::Sender<Stopped>,
+}
+
+/// Why a run stops before its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stopped {
+    /// Somebody cancelled the job.
+    Cancelled,
+    /// Its deadline passed.
+    Expired,
+    /// Its row is not this run's any more: an order was lost, or this broker was taken for dead.
+    TakenOver,
+}
+
+impl Stopped {
+    /// How the run's audit record ends.
+    fn recorded(self) -> (Recorded, &'static str) {
+        match self {
+            Self::Cancelled => (Recorded::Cancelled, "job_cancelled"),
+            Self::Expired => (Recorded::Expired, "job_deadline"),
+            Self::TakenOver => (Recorded::Cancelled, "job_taken_over"),
+        }
+    }
 }
 
 /// What waits in Postgres, as it was seconds ago.
@@ -367,17 +390,17 @@ impl Jobs {
                 .with_label_values(&[JobState::Cancelled.as_str()])
                 .inc();
             self.parts().webhooks.wake();
-            self.stop(id);
-            settle::order(self, id).await;
+            self.stop(id, Stopped::Cancelled);
+            settle::order(self, id, Stopped::Cancelled).await;
         }
         Ok(())
     }
 
     /// Stops this broker's run of a job, if it has one: what it had sent is taken back.
-    fn stop(&self, id: Uuid) {
+    fn stop(&self, id: Uuid, why: Stopped) {
         if let Some(running) = self.running().remove(&id) {
             // It may have ended by itself.
-            let _ = running.stop.send(());
+            let _ = running.stop.send(why);
         }
     }
 

@@ -365,6 +365,11 @@ async fn a_cancelled_job_stops_its_gpu_and_one_that_waits_never_begins() {
     assert_eq!(again["error"]["code"], "cancelled");
     assert_eq!(cluster.sim.stats().started, 1, "the others never began");
     cluster.assert_clean().await;
+    let recorded = "SELECT count(*) FROM audit_events WHERE route = 'job' AND outcome = 'cancelled' AND worker IS NOT NULL \
+                    AND reason = 'job_cancelled'";
+    assert_eq!(cluster.database.count(recorded).await, Ok(1));
+    let as_client = "SELECT count(*) FROM audit_events WHERE route = 'job' AND reason = 'client_gone'";
+    assert_eq!(cluster.database.count(as_client).await, Ok(0));
 }
 
 #[tokio::test]
@@ -466,6 +471,21 @@ async fn a_job_whose_time_runs_out_expires_and_says_so() {
     assert_eq!(followed.end.expect("an end")["state"], "expired");
     assert_eq!(cluster.messages("DUO_LIVE").await, Ok(0));
     cluster.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_job_that_runs_out_of_time_is_recorded_as_expired() {
+    let cluster = Cluster::builder().sim(slow(2000, 50)).start().await;
+    let mut body = asked("too long", 2000);
+    body["deadline"] = json!(3);
+    let id = accepted(&cluster, &body).await;
+    in_state(&cluster, &id, "expired").await;
+    cluster.sim_shows(|stats| stats.running == 0).await;
+    cluster.assert_clean().await;
+    let expired = "SELECT count(*) FROM audit_events WHERE route = 'job' AND outcome = 'expired' AND worker IS NOT NULL";
+    assert_eq!(cluster.database.count(expired).await, Ok(1));
+    let cancelled = "SELECT count(*) FROM audit_events WHERE route = 'job' AND outcome = 'cancelled'";
+    assert_eq!(cluster.database.count(cancelled).await, Ok(0));
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use prometheus::IntGaugeVec;
 use time::Date;
 use tokio::time::Instant;
 
-use super::{Backlog, Jobs, JobsConfig, LONGEST_DEADLINE};
+use super::{Backlog, Jobs, JobsConfig, LONGEST_DEADLINE, Stopped};
 use crate::store::StoreError;
 
 /// How often a broker says that it lives: several times in a lease.
@@ -102,8 +102,8 @@ impl Keeper {
         }
         for job in expired {
             parts.metrics.ended.with_label_values(&[job.state.as_str()]).inc();
-            self.jobs.stop(job.id);
-            super::settle::order(&self.jobs, job.id).await;
+            self.jobs.stop(job.id, Stopped::Expired);
+            super::settle::order(&self.jobs, job.id, Stopped::Expired).await;
         }
         if due(self.counted, COUNT_EVERY) {
             self.count().await?;
@@ -137,7 +137,7 @@ impl Keeper {
                 .get(&run.0)
                 .is_some_and(|running| running.run == run.1);
             if is_still_there {
-                self.jobs.stop(run.0);
+                self.jobs.stop(run.0, Stopped::TakenOver);
             }
         }
         Ok(())

@@ -13,7 +13,7 @@ use futures_util::StreamExt as _;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use super::Jobs;
+use super::{Jobs, Stopped};
 use crate::store::StoreError;
 use crate::store::jobs::{Fence, HandBack, JobEnd};
 
@@ -166,12 +166,26 @@ async fn tell(jobs: &Jobs, ids: Vec<Uuid>) {
 }
 
 /// Tells every broker that a job is over: whoever runs it stops, whoever follows it looks.
-pub(super) async fn order(jobs: &Jobs, id: Uuid) {
+pub(super) async fn order(jobs: &Jobs, id: Uuid, why: Stopped) {
     let client = jobs.parts().nats.client();
-    let _ = client
-        .publish(subject::JOB_STOPS, Bytes::from(id.simple().to_string()))
-        .await;
+    let order = write_order(id, why);
+    let _ = client.publish(subject::JOB_STOPS, Bytes::from(order)).await;
     tell(jobs, vec![id]).await;
+}
+
+fn write_order(id: Uuid, why: Stopped) -> String {
+    let (_, reason) = why.recorded();
+    format!("{} {reason}", id.simple())
+}
+
+/// An order of a broker that gives no reason, or one that is unknown here, is obeyed too.
+fn read_order(payload: &[u8]) -> Option<(Uuid, Stopped)> {
+    let text = std::str::from_utf8(payload).ok()?;
+    let (id, reason) = text.split_once(' ').unwrap_or((text, ""));
+    let why = [Stopped::Cancelled, Stopped::Expired]
+        .into_iter()
+        .find(|why| why.recorded().1 == reason);
+    Some((id.parse().ok()?, why.unwrap_or(Stopped::TakenOver)))
 }
 
 /// Stops runs whose jobs somebody else has ended, until the shutdown begins.
@@ -189,11 +203,27 @@ pub(super) async fn orders(jobs: Jobs, shutdown: Shutdown) {
                 () = shutdown.begun() => return,
                 order = orders.next() => {
                     let Some(order) = order else { break };
-                    if let Some(id) = std::str::from_utf8(&order.payload).ok().and_then(|id| id.parse().ok()) {
-                        jobs.stop(id);
+                    if let Some((id, why)) = read_order(&order.payload) {
+                        jobs.stop(id, why);
                     }
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_says_which_job_is_over_and_why() {
+        let id = Uuid::now_v7();
+        for why in [Stopped::Cancelled, Stopped::Expired, Stopped::TakenOver] {
+            assert_eq!(read_order(write_order(id, why).as_bytes()), Some((id, why)));
+        }
+        let bare = id.simple().to_string();
+        assert_eq!(read_order(bare.as_bytes()), Some((id, Stopped::TakenOver)));
+        assert_eq!(read_order(b"x job_cancelled"), None);
     }
 }
