@@ -71,6 +71,7 @@ impl AuditLog {
                 no_letter: false,
                 is_judged: false,
                 held: None,
+                job_over: None,
             }),
         }))
     }
@@ -107,6 +108,8 @@ struct State {
     is_judged: bool,
     /// The good end that waits for that.
     held: Option<End>,
+    /// How it ends if nobody wants its answer any more because its job is over.
+    job_over: Option<(Outcome, &'static str)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -204,6 +207,16 @@ impl OpenRecord {
     /// or let go of, which lets it stand.
     pub(crate) fn judge_answer(&self) {
         self.state().is_judged = true;
+    }
+
+    /// The job that the request runs is over: it ends so, and not as if a client had left, unless it has ended.
+    pub(crate) fn note_job_over(&self, outcome: Outcome, reason: &'static str) {
+        self.state().job_over = Some((outcome, reason));
+    }
+
+    /// How it ends because its job is over, if it is.
+    pub(crate) fn job_over(&self) -> Option<(Outcome, &'static str)> {
+        self.state().job_over
     }
 
     /// Closes the record as refused, unless the queue has the request or the
@@ -342,6 +355,7 @@ impl Drop for Inner {
                 no_letter: false,
                 is_judged: false,
                 held: None,
+                job_over: None,
             },
         );
         match state.phase {
@@ -354,7 +368,8 @@ impl Drop for Inner {
             }
             Phase::Early => {
                 self.log.metrics.refused_early.inc();
-                self.end_early(&mut state, Outcome::Cancelled, Some("client_gone"));
+                let (outcome, reason) = state.job_over.unwrap_or((Outcome::Cancelled, "client_gone"));
+                self.end_early(&mut state, outcome, Some(reason));
             }
             Phase::Admitted => {
                 // Every way out of the dispatch closes the record; this is the net below them.

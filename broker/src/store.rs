@@ -128,6 +128,19 @@ fn passes_by_itself(code: &str) -> bool {
         || matches!(code, "55P03" | "25006" | "28000" | "28P01" | "3D000")
 }
 
+/// What `statement` gives, within a time that somebody can wait for: a Postgres that hangs answers nothing at all.
+///
+/// # Errors
+/// [`StoreError::Unavailable`] after that time, and those of the statement.
+pub async fn in_time<T>(
+    within: Duration,
+    statement: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    tokio::time::timeout(within, statement)
+        .await
+        .unwrap_or(Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut)))
+}
+
 /// One migration, as `migrate` tells of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MigrationStatus {

@@ -239,7 +239,7 @@ async fn try_list(
             "that is no cursor; give back next_cursor of the page before",
         )
     })?;
-    let page = jobs(api)?.store().jobs_page(&filter, limit, cursor).await?;
+    let page = jobs(api)?.page(&filter, limit, cursor).await?;
     let shown: Vec<_> = page.jobs.iter().map(|row| shown::job(row, None, None)).collect();
     Ok(Json(json!({"jobs": shown, "next_cursor": page.next})).into_response())
 }
