@@ -489,7 +489,7 @@ async fn reserve_keys(connection: &mut PgConnection, jobs: &[&NewJob]) -> Result
     Ok(accepted)
 }
 
-async fn insert(connection: &mut PgConnection, jobs: &[&NewJob]) -> Result<(), StoreError> {
+pub(super) async fn insert(connection: &mut PgConnection, jobs: &[&NewJob]) -> Result<(), StoreError> {
     macro_rules! column {
         ($job:ident => $value:expr) => {
             &jobs.iter().map(|$job| $value).collect::<Vec<_>>()[..]
