@@ -121,4 +121,7 @@ BEGIN
 END $$;
 
 -- Those of the next days, so that nobody has to wait for the first broker's look.
-SELECT create_job_partitions((now() AT TIME ZONE 'UTC')::date + ahead) FROM generate_series(0, 2) AS ahead;
+DO $$
+BEGIN
+    PERFORM create_job_partitions((now() AT TIME ZONE 'UTC')::date + ahead) FROM generate_series(0, 2) AS ahead;
+END $$;

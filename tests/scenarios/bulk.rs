@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use duo_system_tests::harness::cluster::answer_to;
+use duo_system_tests::harness::cluster::{answer_to, freeze};
 use duo_system_tests::harness::{Call, Cluster, PATIENCE, until};
 use duo_system_tests::sim::Settings;
 use http::{Method, StatusCode};
@@ -805,5 +805,133 @@ async fn a_response_that_is_waited_for_comes_at_once_and_ends_with_its_client() 
     cluster
         .sim_shows(|stats| stats.running == 0 && stats.aborted == 1)
         .await;
+    cluster.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_broker_that_dies_or_freezes_while_it_makes_jobs_of_lines_makes_each_once() {
+    const LINES: usize = 3000;
+    let mut cluster = Cluster::builder()
+        .workers(0)
+        .brokers(2)
+        .broker_env("DUO_JOB_LEASE", "4s")
+        .start()
+        .await;
+    // Each step takes so long that the first one seen is never the last.
+    for sql in [
+        "CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS \
+         $$ BEGIN PERFORM pg_sleep(0.2); RETURN NULL; END $$",
+        "CREATE TRIGGER slowly BEFORE INSERT ON job_inputs FOR EACH STATEMENT EXECUTE FUNCTION slowly()",
+    ] {
+        sqlx::query(sql)
+            .execute(cluster.database.pool())
+            .await
+            .expect("it is made");
+    }
+    let lines: Vec<Value> = (0..LINES)
+        .map(|number| line(&format!("{number}"), "q", 3))
+        .collect();
+    let file = file_of(&cluster, &jsonl(&lines)).await;
+    for dies in [true, false] {
+        let id = batch_of(&cluster, &file, "24h").await;
+        let row = async |of: &Cluster| -> Result<(i32, Option<String>), String> {
+            sqlx::query_as("SELECT made, owner FROM batches ORDER BY id DESC LIMIT 1")
+                .fetch_one(of.database.pool())
+                .await
+                .map_err(|error| error.to_string())
+        };
+        let owner = until("some are made", PATIENCE, async || match row(&cluster).await? {
+            (1.., Some(owner)) => Ok(owner),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+        let number = usize::from(!owner.starts_with("b1"));
+        match dies {
+            true => cluster.broker_at(number).kill().await,
+            false => freeze(cluster.broker_at(number), true),
+        }
+        let (made, _) = row(&cluster).await.expect("a row");
+        assert!(made < 3000, "it was stopped in the midst of it: {made}");
+        let all = "SELECT count(*) FROM batches WHERE made = 3000 AND ended_at IS NULL";
+        until(
+            "the other one has made the rest",
+            PATIENCE,
+            async || match cluster.database.count(all).await? {
+                1 => Ok(()),
+                _ => Err(format!("{:?}", row(&cluster).await)),
+            },
+        )
+        .await;
+        match dies {
+            true => cluster.broker_at(number).again(),
+            false => freeze(cluster.broker_at(number), false),
+        }
+        cluster.broker_ready(number, PATIENCE).await;
+        let prefix = id.trim_start_matches("batch_")[..24].to_owned();
+        let of_batch = "SELECT count(*) FROM jobs WHERE replace(id::text, '-', '') LIKE $1 || '%'";
+        let count: i64 = sqlx::query_scalar(of_batch)
+            .bind(&prefix)
+            .fetch_one(cluster.database.pool())
+            .await
+            .expect("a count");
+        assert_eq!(count, 3000);
+        let cancel = format!("/v1/batches/{id}/cancel");
+        post(&cluster, &cancel).send().await.good();
+        let done = in_status(&cluster, &id, "cancelled").await;
+        let failures = results(&cluster, &done["error_file_id"]).await;
+        let names: Vec<String> = failures.into_iter().map(|(name, _)| name).collect();
+        let expected: Vec<String> = (0..LINES).map(|number| number.to_string()).collect();
+        assert_eq!(names, expected);
+    }
+    cluster.assert_clean().await;
+}
+
+#[tokio::test]
+async fn the_events_of_a_response_go_on_after_the_death_of_the_broker_that_ran_it() {
+    let mut cluster = Cluster::builder()
+        .sim(slow(100, 50))
+        .lease("1s")
+        .brokers(2)
+        .broker_env("DUO_JOB_LEASE", "4s")
+        .broker_env("DUO_ABANDON_AFTER", "1s")
+        .start()
+        .await;
+    let made = cluster
+        .openai("/v1/responses", &background("survive", 200))
+        .send()
+        .await
+        .good()
+        .json();
+    let id = text(&made["id"]).to_owned();
+    response_in(&cluster, &id, "in_progress").await;
+    let owner: String = sqlx::query_scalar("SELECT owner FROM jobs")
+        .fetch_one(cluster.database.pool())
+        .await
+        .expect("an owner");
+    let number = usize::from(!owner.starts_with("b1"));
+    let mut stream = response_at(&cluster, 1 - number, &id, "?stream=true")
+        .open()
+        .await;
+    stream
+        .until(|so_far| so_far.matches("output_text.delta").count() > 4)
+        .await;
+    cluster.broker_at(number).kill().await;
+    let events = raw_events(&stream.rest().await.good().text());
+    assert_eq!(kinds(&events), WHOLE);
+    for (number, event) in events.iter().enumerate() {
+        assert_eq!(data_of(event)["sequence_number"], number, "{event}");
+    }
+    cluster.broker_at(number).again();
+    cluster.broker_ready(number, PATIENCE).await;
+    let again = response_at(&cluster, number, &id, "?stream=true")
+        .send()
+        .await
+        .good();
+    assert_eq!(raw_events(&again.text()), events, "the same from its start");
+    let said: String = events
+        .iter()
+        .map(|event| data_of(event)["delta"].as_str().unwrap_or_default().to_owned())
+        .collect();
+    assert_eq!(said, answer_to("survive", 100));
     cluster.assert_clean().await;
 }

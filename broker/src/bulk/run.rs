@@ -131,7 +131,9 @@ impl Turn<'_> {
         }
         if self.batch.state == BatchState::Cancelling && self.batch.output.is_none() {
             self.cancel().await?;
-            self.count().await?;
+            if self.count().await?.open > 0 {
+                return Ok(Next::After(COUNT_EVERY));
+            }
             self.finalize().await?;
         }
         collect::collect(self).await

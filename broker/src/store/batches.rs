@@ -4,14 +4,14 @@
 //! names them. Jobs of lines are written in the transaction that moves the place behind them, and so is what is written of
 //! their ends, so that a turn that breaks off anywhere leaves nothing half done.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use duo_contract::audit::Who;
 use duo_contract::name::FeatureName;
 use serde_json::Value;
-use sqlx::PgPool;
 use sqlx::types::Json;
+use sqlx::{PgPool, Postgres, Transaction};
 use time::{Date, OffsetDateTime, UtcOffset};
 use uuid::Uuid;
 
@@ -216,7 +216,7 @@ impl Store {
     /// # Errors
     /// Postgres is away, or refuses a value.
     pub async fn create_batch(&self, batch: &NewBatch, most: i64) -> Result<Created, StoreError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = begin(&self.pool).await?;
         let file = sqlx::query_scalar!(
             "SELECT id FROM files WHERE day = $1 AND id = $2 AND is_whole FOR SHARE",
             day(batch.input_file),
@@ -447,7 +447,7 @@ impl Store {
         to: Mark,
         lease: Duration,
     ) -> Result<bool, StoreError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = begin(&self.pool).await?;
         let done = sqlx::query!(
             "UPDATE batches SET made = made + $5, made_line = $6, made_byte = $7,
                     held_until = now() + make_interval(secs => $8)
@@ -521,7 +521,8 @@ impl Store {
         Ok(done.rows_affected() == 1)
     }
 
-    /// Cancels jobs of a batch that are not over, `limit` at most; each with whether a broker runs it.
+    /// Cancels jobs of a batch that are not over, `limit` at most, but for those that are ending just now; each with whether a
+    /// broker runs it.
     ///
     /// # Errors
     /// Postgres is away.
@@ -535,7 +536,7 @@ impl Store {
             r#"UPDATE jobs SET state = 'cancelled', owner = NULL, ended_at = now(), reason = 'cancelled',
                       message = 'its batch was cancelled'
                FROM (SELECT day, id, owner FROM jobs WHERE day = $1 AND id > $2 AND id <= $3 AND ended_at IS NULL
-                     LIMIT $4 FOR UPDATE) AS open
+                     LIMIT $4 FOR UPDATE SKIP LOCKED) AS open
                WHERE jobs.day = open.day AND jobs.id = open.id AND jobs.state = ANY($5)
                RETURNING jobs.id, open.owner IS NOT NULL AS "is_owned!""#,
             day(batch),
@@ -583,17 +584,27 @@ impl Store {
     /// Postgres is away, or a row cannot be read.
     pub async fn line_ends(&self, batch: Uuid, ids: &[Uuid]) -> Result<Vec<LineEnd>, StoreError> {
         let rows = sqlx::query!(
-            r#"SELECT jobs.id, state, request_id, reason, message, upstream_status, ended_at,
-                      octet_length(result.sealed) AS "result_bytes?"
-               FROM jobs LEFT JOIN job_results AS result
-                 ON result.day = (jobs.ended_at AT TIME ZONE 'UTC')::date AND result.job_id = jobs.id
-                    AND result.day >= $1
-               WHERE jobs.day = $1 AND jobs.id = ANY($2)"#,
+            "SELECT id, state, request_id, reason, message, upstream_status, ended_at FROM jobs
+             WHERE day = $1 AND id = ANY($2)",
             day(batch),
             ids,
         )
         .fetch_all(&self.pool)
         .await?;
+        let ended: Vec<(Uuid, OffsetDateTime)> = rows
+            .iter()
+            .filter_map(|row| Some((row.id, row.ended_at?)))
+            .collect();
+        let (days, ids) = places(&ended);
+        let sizes = sqlx::query!(
+            r#"SELECT job_id, octet_length(sealed) AS "bytes!" FROM job_results
+               WHERE day = ANY($1) AND job_id = ANY($2)"#,
+            &days,
+            &ids,
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let sizes: HashMap<Uuid, i32> = sizes.into_iter().map(|row| (row.job_id, row.bytes)).collect();
         rows.into_iter()
             .map(|row| {
                 Ok(LineEnd {
@@ -604,7 +615,7 @@ impl Store {
                     message: row.message,
                     upstream_status: row.upstream_status,
                     ended_at: row.ended_at,
-                    result_bytes: row.result_bytes,
+                    result_bytes: sizes.get(&row.id).copied(),
                 })
             })
             .collect()
@@ -618,15 +629,9 @@ impl Store {
         &self,
         ended: &[(Uuid, OffsetDateTime)],
     ) -> Result<HashMap<Uuid, Sealed>, StoreError> {
-        let days: Vec<Date> = ended
-            .iter()
-            .map(|(_, at)| at.to_offset(UtcOffset::UTC).date())
-            .collect();
-        let ids: Vec<Uuid> = ended.iter().map(|(id, _)| *id).collect();
+        let (days, ids) = places(ended);
         let rows = sqlx::query!(
-            "SELECT job_id, key_id, sealed FROM job_results
-             JOIN unnest($1::date[], $2::uuid[]) AS told (day, id)
-               ON job_results.day = told.day AND job_results.job_id = told.id",
+            "SELECT job_id, key_id, sealed FROM job_results WHERE day = ANY($1) AND job_id = ANY($2)",
             &days,
             &ids,
         )
@@ -653,7 +658,7 @@ impl Store {
         collected: &Collected,
         lease: Duration,
     ) -> Result<bool, StoreError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = begin(&self.pool).await?;
         let size = |piece: &Option<(Sealed, usize)>| {
             let bytes = piece.as_ref().map(|(_, bytes)| *bytes);
             (
@@ -710,7 +715,7 @@ impl Store {
         state: BatchState,
         names: [&str; 2],
     ) -> Result<bool, StoreError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = begin(&self.pool).await?;
         let done = sqlx::query!(
             "UPDATE batches SET state = $5, ended_at = now(), owner = NULL, failed = total - completed
              WHERE day = $1 AND id = $2 AND owner = $3 AND run = $4 AND state = ANY($6)",
@@ -856,6 +861,23 @@ impl TryFrom<Raw> for BatchRow {
             ran_out: row.ran_out,
         })
     }
+}
+
+/// Where results of jobs lie that ended then; each day once.
+fn places(ended: &[(Uuid, OffsetDateTime)]) -> (Vec<Date>, Vec<Uuid>) {
+    let days = ended.iter().map(|(_, at)| at.to_offset(UtcOffset::UTC).date());
+    let days: BTreeSet<Date> = days.collect();
+    let ids = ended.iter().map(|(id, _)| *id).collect();
+    (days.into_iter().collect(), ids)
+}
+
+/// A transaction that PostgreSQL ends by itself where its broker is frozen in the midst of it: the batch's row is locked.
+async fn begin(pool: &PgPool) -> Result<Transaction<'static, Postgres>, StoreError> {
+    let mut transaction = pool.begin().await?;
+    sqlx::query!("SET LOCAL idle_in_transaction_session_timeout = '10s'")
+        .execute(&mut *transaction)
+        .await?;
+    Ok(transaction)
 }
 
 fn signed(count: u32) -> i32 {

@@ -281,3 +281,156 @@ impl Numbered {
         self.is_over = true;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use duo_contract::name::Lane;
+    use duo_process::clock;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::jobs::Found;
+    use crate::jobs::follow::Place;
+    use crate::jobs::work::{TextOutcome, Tokens};
+    use crate::store::jobs::JobRow;
+
+    fn row(state: JobState) -> JobRow {
+        let now = clock::now();
+        JobRow {
+            id: Uuid::nil(),
+            client: "c".to_owned(),
+            state,
+            feature: "openai_chat".to_owned(),
+            model: "m".to_owned(),
+            lane: Lane::Background,
+            prompt: None,
+            metadata: None,
+            callback: None,
+            retry_of: None,
+            created_at: now,
+            deadline: now,
+            run_after: now,
+            owner: None,
+            run: 1,
+            failures: 0,
+            request_id: None,
+            started_at: Some(now),
+            ended_at: None,
+            worker: None,
+            reason: None,
+            message: None,
+            upstream_status: None,
+            input_tokens: None,
+            output_tokens: None,
+        }
+    }
+
+    fn numbered(after: Option<u64>) -> Numbered {
+        let request = shown::Shown {
+            background: true,
+            ..shown::Shown::default()
+        };
+        let response = Kept {
+            row: row(JobState::Queued),
+            outcome: None,
+            request,
+        };
+        let mut numbered = Numbered::new(response, after);
+        numbered.begin();
+        numbered
+    }
+
+    fn text(text: &str) -> Event {
+        let place = Place {
+            run: 1,
+            number: 1,
+            end: 0,
+        };
+        Event::Text {
+            place,
+            text: text.to_owned(),
+        }
+    }
+
+    fn end(text: &str) -> Event {
+        let outcome = Outcome::Text(TextOutcome {
+            text: text.to_owned(),
+            finish_reason: Some("stop".to_owned()),
+            usage: Tokens::default(),
+        });
+        Event::End(Box::new(Found::Job(
+            Box::new(row(JobState::Succeeded)),
+            Some(outcome),
+        )))
+    }
+
+    fn events(mut numbered: Numbered, happens: impl IntoIterator<Item = Event>) -> Vec<Value> {
+        for event in happens {
+            numbered.take(event);
+        }
+        let out = numbered.out.iter().map(|event| {
+            let event = std::str::from_utf8(event).expect("text");
+            let data = event.lines().nth(1).and_then(|line| line.strip_prefix("data: "));
+            serde_json::from_str(data.expect("data")).expect("JSON")
+        });
+        out.collect()
+    }
+
+    const WHOLE: &str = "ein längerer Text, in dem nicht alles von einem Byte ist: äöü€";
+
+    #[test]
+    fn events_depend_on_the_text_and_not_on_how_it_came() {
+        let whole = events(numbered(None), [end(WHOLE)]);
+        for (number, event) in whole.iter().enumerate() {
+            assert_eq!(event["sequence_number"], number);
+        }
+        let without_times = |mut events: Vec<Value>| {
+            for event in &mut events {
+                event["response"]["created_at"] = Value::Null;
+            }
+            events
+        };
+        let whole = without_times(whole);
+        for size in [1, 3, 16, 17] {
+            let signs: Vec<char> = WHOLE.chars().collect();
+            let pieces: Vec<Event> = signs
+                .chunks(size)
+                .map(|piece| text(&piece.iter().collect::<String>()))
+                .chain([end(WHOLE)])
+                .collect();
+            assert_eq!(
+                without_times(events(numbered(None), pieces)),
+                whole,
+                "in pieces of {size}"
+            );
+        }
+        let rest = without_times(events(numbered(Some(6)), [end(WHOLE)]));
+        assert_eq!(rest, whole[7..]);
+    }
+
+    #[test]
+    fn an_answer_that_begins_anew_goes_on_where_it_says_the_same_and_is_broken_off_where_not() {
+        let restart = || Event::Restart { run: 2 };
+        let half = || text(&WHOLE[..40]);
+        let same = events(
+            numbered(None),
+            [
+                half(),
+                restart(),
+                text(&WHOLE[..9]),
+                text(&WHOLE[9..]),
+                end(WHOLE),
+            ],
+        );
+        assert_eq!(same.last().expect("an end")["type"], "response.completed");
+        let said: String = same.iter().filter_map(|event| event["delta"].as_str()).collect();
+        assert_eq!(said, WHOLE);
+        let other = events(numbered(None), [half(), restart(), text("etwas anderes")]);
+        let last = other.last().expect("an end");
+        assert_eq!(
+            (&last["type"], &last["code"]),
+            (&json!("error"), &json!("restarted"))
+        );
+        assert_eq!(last["sequence_number"], other.len() - 1);
+    }
+}
