@@ -14,7 +14,7 @@ use super::state::BatchState;
 use super::{BulkError, line_id};
 use crate::api::line::custom_id;
 use crate::jobs::state::JobState;
-use crate::jobs::work::Outcome;
+use crate::jobs::work::{Outcome, WorkError};
 use crate::store::batches::{Collected, LineEnd, Mark};
 
 /// Lines whose ends are looked at together.
@@ -25,7 +25,7 @@ const BYTES_AT_ONCE: usize = 1 << 20;
 /// What a batch tells of a line for which there was no time, in OpenAI's words.
 const EXPIRED: &str = "This request could not be executed before the completion window expired.";
 const CANCELLED: &str = "This request was cancelled together with its batch.";
-const UNKEPT: &str = "the request succeeded, but its result is not kept any more";
+const UNKEPT: &str = "the request succeeded, but its result is not there any more";
 
 /// A line whose end is to be written.
 struct Waiting {
@@ -105,10 +105,17 @@ async fn step(turn: &mut Turn<'_>, waiting: &mut VecDeque<Waiting>) -> Result<()
     let results = bulk.store().line_results(&succeeded).await?;
     let mut written = Pieces::default();
     for (line, id) in waiting.drain(..count).zip(&ids) {
-        let result = results
+        // One that cannot be opened is not to take the others with it.
+        let opened = results
             .get(id)
-            .map(|sealed| Outcome::open(*id, sealed, bulk.keys()))
-            .transpose()?;
+            .map(|sealed| Outcome::open(*id, sealed, bulk.keys()));
+        let result = opened.and_then(|opened| {
+            let told = |error: &WorkError| {
+                let error = error as &dyn std::error::Error;
+                tracing::error!(job = %id, error, "a result cannot be opened");
+            };
+            opened.inspect_err(told).ok()
+        });
         written.add(turn, &line, *id, ends.get(id), result)?;
     }
     let batch = &turn.batch;
