@@ -11,6 +11,7 @@ use duo_process::nats::NatsConfig;
 use duo_process::telemetry::LogFormat;
 use secrecy::SecretString;
 
+use crate::bulk::BulkConfig;
 use crate::jobs::JobsConfig;
 use crate::webhooks::schedule::Schedule;
 
@@ -48,6 +49,8 @@ pub struct Config {
     pub gitlab_sync: Option<GitlabSyncConfig>,
     /// How jobs are kept.
     pub jobs: JobsConfig,
+    /// How files and batches are kept.
+    pub bulk: BulkConfig,
     /// Telling receivers that jobs have ended.
     pub webhooks: WebhookConfig,
     /// Logs.
@@ -181,6 +184,7 @@ impl Config {
             gitlab_ca_file: env_ref.optional("DUO_GITLAB_CA_FILE").map(PathBuf::from),
             gitlab_sync: gitlab_sync(env_ref),
             jobs: jobs(env_ref),
+            bulk: bulk(env_ref),
             webhooks: webhooks(env_ref),
             log: LogConfig {
                 filter: env_ref.text("DUO_LOG", "info"),
@@ -231,6 +235,21 @@ fn jobs(env: &mut Env) -> JobsConfig {
         env.problem("DUO_JOB_LEASE has to be at least 4s".into());
     }
     jobs
+}
+
+/// The longest batch has to be over before its file is removed.
+const MIN_FILES_KEPT: Duration = Duration::from_secs(9 * 24 * 3600);
+
+fn bulk(env: &mut Env) -> BulkConfig {
+    let usual = BulkConfig::default();
+    let bulk = BulkConfig {
+        files_kept: env.duration("DUO_FILES_FOR", usual.files_kept),
+        client_bytes: env.bytes("DUO_FILE_BYTES_PER_CLIENT", usual.client_bytes),
+    };
+    if bulk.files_kept < MIN_FILES_KEPT {
+        env.problem("DUO_FILES_FOR has to be at least 9d".into());
+    }
+    bulk
 }
 
 fn broker_name(env: &mut Env) -> String {

@@ -396,6 +396,39 @@ impl Jobs {
         Ok(())
     }
 
+    /// How many more jobs of a client may wait, as counted seconds ago.
+    pub(crate) fn room_for(&self, client: &str) -> u64 {
+        let (config, backlog) = (self.parts().config, self.backlog());
+        let (mut all, mut own) = (0, 0);
+        for line in &backlog.lines {
+            all += line.count;
+            if line.client == client {
+                own += line.count;
+            }
+        }
+        config
+            .client_backlog
+            .saturating_sub(own)
+            .min(config.backlog.saturating_sub(all))
+    }
+
+    /// So many jobs are in Postgres that did not come by [`Jobs::submit`].
+    pub(crate) fn note_accepted(&self, count: usize) {
+        self.parts().metrics.accepted.inc_by(count as u64);
+        self.0.room.notify_one();
+    }
+
+    /// So many jobs were cancelled together, and those that a broker runs are to stop.
+    pub(crate) async fn note_cancelled(&self, cancelled: &[(Uuid, bool)]) {
+        let ended = &self.parts().metrics.ended;
+        let counter = ended.with_label_values(&[JobState::Cancelled.as_str()]);
+        counter.inc_by(cancelled.len() as u64);
+        for (id, _) in cancelled.iter().filter(|(_, is_owned)| *is_owned) {
+            self.stop(*id, Stopped::Cancelled);
+            settle::order(self, *id, Stopped::Cancelled).await;
+        }
+    }
+
     /// Stops this broker's run of a job, if it has one: what it had sent is taken back.
     fn stop(&self, id: Uuid, why: Stopped) {
         if let Some(running) = self.running().remove(&id) {

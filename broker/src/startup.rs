@@ -28,6 +28,7 @@ use crate::api::{self, ApiState};
 use crate::audit::{AuditLog, sign_ins, sink, sweeper, writer};
 use crate::auth::direct::SigningKeys;
 use crate::auth::{AuthConfig, Authenticator};
+use crate::bulk::{self, Bulk};
 use crate::config::{Config, QueueConfig};
 use crate::dispatch::storing::{self, Storing};
 use crate::dispatch::{Dispatch, Parts, bundles, chores, dead, questions, supersede, watch};
@@ -169,14 +170,11 @@ pub async fn run(
     );
 
     let exchange = Exchange::new(routing, admission, audit.clone(), dispatch.clone());
-    let run_by = (
-        exchange.clone(),
-        audit.clone(),
-        dispatch.clone(),
-        webhooks.clone(),
-    );
+    let run_by = (&exchange, &audit, &dispatch, &webhooks);
     let parts = job_parts(&config, &registry, (&store, &nats), run_by);
     let (jobs, jobs_settled) = Jobs::start(parts, &shutdown, &background, &closing);
+    let parts = bulk_parts(&config, &store, (&exchange, &dispatch, &jobs));
+    let bulk = Bulk::start(parts, &shutdown, &background);
     let state = ApiState {
         exchange,
         authenticator,
@@ -184,6 +182,7 @@ pub async fn run(
         audit,
         documentation: Some(Documentation::new(store.clone())),
         jobs: Some(jobs.clone()),
+        bulk: Some(bulk),
         readiness: Arc::new({
             let readiness = readiness.clone();
             move || readiness.blockers().is_empty()
@@ -234,18 +233,35 @@ fn job_parts(
     config: &Config,
     registry: &Registry,
     (store, nats): (&Store, &Nats),
-    (exchange, audit, dispatch, webhooks): (Exchange, AuditLog, Dispatch, Webhooks),
+    (exchange, audit, dispatch, webhooks): (&Exchange, &AuditLog, &Dispatch, &Webhooks),
 ) -> jobs::Parts {
     jobs::Parts {
         broker: config.name.clone(),
         config: config.jobs,
         store: store.clone(),
-        dispatch,
-        exchange,
-        audit,
+        dispatch: dispatch.clone(),
+        exchange: exchange.clone(),
+        audit: audit.clone(),
         nats: nats.clone(),
-        webhooks,
+        webhooks: webhooks.clone(),
         metrics: JobMetrics::register(registry),
+    }
+}
+
+fn bulk_parts(
+    config: &Config,
+    store: &Store,
+    (exchange, dispatch, jobs): (&Exchange, &Dispatch, &Jobs),
+) -> bulk::Parts {
+    bulk::Parts {
+        broker: config.name.clone(),
+        config: config.bulk,
+        lease: config.jobs.lease,
+        results_kept: config.jobs.results_kept,
+        store: store.clone(),
+        dispatch: dispatch.clone(),
+        exchange: exchange.clone(),
+        jobs: jobs.clone(),
     }
 }
 

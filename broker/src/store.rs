@@ -9,12 +9,14 @@ pub mod audit_events;
 pub mod audit_late_ends;
 pub mod audit_open;
 pub mod audit_rejects;
+pub mod batches;
 pub mod change;
 pub mod change_records;
 pub mod config_outbox;
 pub mod config_revision;
 pub mod documentation;
 pub mod features;
+pub mod files;
 pub mod gitlab_sync;
 pub mod issuers;
 pub mod jobs;
@@ -37,7 +39,7 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
 /// How the pool behaves.
 #[derive(Debug, Clone, Copy)]
 pub struct PoolConfig {
-    /// Connections at most; the broker's own tasks (audit, sweeper, relay, four of jobs, webhooks) may want one each, the
+    /// Connections at most; the broker's own tasks (audit, sweeper, relay, four of jobs, batches, webhooks) may want one each, the
     /// rest is for reading and changing.
     pub max_connections: u32,
     /// How long a caller waits for a connection, connecting included.
@@ -255,12 +257,12 @@ impl Store {
                FROM (SELECT what, of
                      FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS what,
                           unnest(ARRAY['models', 'features', 'support_levels', 'prompts', 'issuers', 'config_outbox',
-                                       'job_keys', 'job_owners',
+                                       'job_keys', 'job_owners', 'files', 'file_chunks', 'responses',
                                        'webhook_receivers', 'webhook_secrets', 'webhook_deliveries']) AS of
                      UNION ALL
                      SELECT what, of
                      FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS what,
-                          unnest(ARRAY['config_revision', 'api_tokens', 'gitlab_sync', 'jobs']) AS of
+                          unnest(ARRAY['config_revision', 'api_tokens', 'gitlab_sync', 'jobs', 'batches']) AS of
                      UNION ALL
                      SELECT 'SELECT', of FROM unnest(ARRAY['documentation_versions', 'documentation_sections']) AS of
                      UNION ALL

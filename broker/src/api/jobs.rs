@@ -42,6 +42,7 @@ mod events;
 mod key;
 mod shown;
 
+pub(super) use body::{correlation, metadata};
 pub(super) use events::events;
 
 /// Jobs on a page when the request names no number.

@@ -211,7 +211,7 @@ pub(super) fn first_day(today: Date, config: JobsConfig) -> Date {
 }
 
 /// The first day of which anything is kept: all of a day's is, while some of it has to be.
-fn before(today: Date, kept: Duration) -> Date {
+pub(crate) fn before(today: Date, kept: Duration) -> Date {
     let days = kept.as_secs().div_ceil(24 * 3600);
     let span = time::Duration::days(i64::try_from(days).unwrap_or(i64::MAX / 100_000_000));
     today.checked_sub(span).unwrap_or(Date::MIN)

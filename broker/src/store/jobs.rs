@@ -23,6 +23,8 @@ use crate::jobs::state::JobState;
 
 use end::{cancel, tell_receivers};
 
+pub(super) use accept::insert;
+
 pub use take::{Taken, Waiting};
 pub use tell::{Cursor, Filter, MAX_PAGE, Page};
 

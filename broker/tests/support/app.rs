@@ -94,6 +94,7 @@ pub(crate) fn app(
         prompts: Prompts::builtin(),
         audit,
         documentation: None,
+        bulk: None,
         jobs: None,
         readiness: Arc::new(|| false),
     };

@@ -110,7 +110,7 @@ pub(super) async fn read(inbound: &Inbound, body: &[u8], key: Option<String>) ->
     })
 }
 
-fn correlation(headers: &HeaderMap) -> Option<String> {
+pub(in crate::api) fn correlation(headers: &HeaderMap) -> Option<String> {
     let text = headers.get("x-request-id")?.to_str().ok()?;
     Some(text.chars().take(MAX_NAME).collect())
 }
@@ -258,7 +258,7 @@ fn deadline(fields: &Fields<'_>) -> Result<OffsetDateTime, ApiError> {
 }
 
 /// Pairs of texts.
-fn metadata(fields: &Fields<'_>) -> Result<Option<Value>, ApiError> {
+pub(in crate::api) fn metadata(fields: &Fields<'_>) -> Result<Option<Value>, ApiError> {
     let Some(pairs) = fields.object("metadata")? else {
         return Ok(None);
     };

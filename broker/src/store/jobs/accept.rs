@@ -102,7 +102,10 @@ async fn reserve_keys(connection: &mut PgConnection, jobs: &[&NewJob]) -> Result
     Ok(accepted)
 }
 
-async fn insert(connection: &mut PgConnection, jobs: &[&NewJob]) -> Result<(), StoreError> {
+pub(in crate::store) async fn insert(
+    connection: &mut PgConnection,
+    jobs: &[&NewJob],
+) -> Result<(), StoreError> {
     macro_rules! column {
         ($job:ident => $value:expr) => {
             &jobs.iter().map(|$job| $value).collect::<Vec<_>>()[..]
