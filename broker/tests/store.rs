@@ -1183,8 +1183,9 @@ async fn what_has_ended_is_not_read_to_find_what_waits() {
     fill_jobs(&database, 20_000, WAITING as i64).await;
     assert_eq!(take_and_end(&store).await, (WAITING, WAITING));
     // A connection that ends tells what it has read.
-    let ended = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'duo-broker' \
-                 AND datname = current_database() AND pg_terminate_backend(pid, 5000)";
+    let ended = "WITH told AS MATERIALIZED (SELECT pid FROM pg_stat_activity WHERE application_name = 'duo-broker' \
+                 AND datname = current_database() AND pid <> pg_backend_pid()) \
+                 SELECT count(*) FROM told WHERE pg_terminate_backend(pid, 5000)";
     assert!(database.count(ended).await > 0);
     let read = "SELECT (sum(seq_tup_read) + sum(coalesce(idx_tup_fetch, 0)))::bigint FROM pg_stat_user_tables \
                 WHERE relname LIKE 'jobs\\_%'";
