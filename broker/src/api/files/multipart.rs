@@ -3,82 +3,26 @@
 use std::time::Duration;
 
 use axum::body::Body;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
 use http::{HeaderMap, header};
-use http_body_util::BodyExt as _;
-use memchr::memmem;
 
 use crate::api::error::ApiError;
 
-/// Longest boundary, as RFC 2046 has it.
-const MAX_BOUNDARY: usize = 70;
-/// Bytes of the headers of one part.
-const MAX_HEAD: usize = 8 << 10;
 /// Parts of one form.
 const MAX_PARTS: usize = 16;
 
 /// The boundary that a request's headers name.
 pub(super) fn boundary(headers: &HeaderMap) -> Result<String, ApiError> {
-    let problem = || {
-        ApiError::invalid(
-            "",
-            "the content type has to be multipart/form-data with a boundary",
-        )
-    };
-    let value = headers
+    headers
         .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok());
-    let (kind, rest) = value
-        .and_then(|value| value.split_once(';'))
-        .ok_or_else(problem)?;
-    if !kind.trim().eq_ignore_ascii_case("multipart/form-data") {
-        return Err(problem());
-    }
-    let boundary = parameter(rest, "boundary").ok_or_else(problem)?;
-    match (1..=MAX_BOUNDARY).contains(&boundary.len()) {
-        true => Ok(boundary),
-        false => Err(problem()),
-    }
-}
-
-/// A parameter of a header, which may stand in quotes.
-fn parameter(text: &str, name: &str) -> Option<String> {
-    let mut rest = text;
-    loop {
-        rest = rest.trim_start_matches([';', ' ', '\t']);
-        let (key, after) = rest.split_once('=')?;
-        let after = after.trim_start();
-        let (value, next) = match after.strip_prefix('"') {
-            Some(quoted) => unquote(quoted)?,
-            None => {
-                let end = after.find(';').unwrap_or(after.len());
-                (after[..end].trim_end().to_owned(), &after[end..])
-            }
-        };
-        if key.trim().eq_ignore_ascii_case(name) {
-            return Some(value);
-        }
-        rest = next;
-    }
-}
-
-/// The text up to the closing quote, and what comes after.
-fn unquote(text: &str) -> Option<(String, &str)> {
-    let mut value = String::new();
-    let mut signs = text.char_indices();
-    while let Some((at, sign)) = signs.next() {
-        match sign {
-            '"' => return Some((value, &text[at + 1..])),
-            // Browsers escape quotes only; a backslash of a Windows path stays one.
-            '\\' => match signs.next()? {
-                (_, '"') => value.push('"'),
-                (_, '\\') => value.push('\\'),
-                (_, other) => value.extend(['\\', other]),
-            },
-            sign => value.push(sign),
-        }
-    }
-    None
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| multer::parse_boundary(value).ok())
+        .filter(|boundary| !boundary.is_empty())
+        .ok_or_else(|| {
+            let problem = "the content type has to be multipart/form-data with a boundary";
+            ApiError::invalid("", problem)
+        })
 }
 
 /// What stands above a part.
@@ -90,114 +34,56 @@ pub(super) struct Part {
 
 /// A form on its way in.
 pub(super) struct Multipart {
-    body: Body,
-    /// How long each piece of the body may take.
-    within: Duration,
-    held: BytesMut,
-    delimiter: Vec<u8>,
-    /// Is what is held inside of a part?
-    is_inside: bool,
+    form: multer::Multipart<'static>,
+    part: Option<multer::Field<'static>>,
     parts: usize,
 }
 
+/// A piece of the body did not come.
+#[derive(Debug, thiserror::Error)]
+#[error("the body was not received in time")]
+struct Late;
+
 impl Multipart {
+    /// Each piece of the body may take `within`.
     pub(super) fn new(body: Body, boundary: &str, within: Duration) -> Self {
-        Self {
-            body,
-            within,
-            // The first delimiter has no line before it; then it is like every other.
-            held: BytesMut::from(&b"\r\n"[..]),
-            delimiter: format!("\r\n--{boundary}").into_bytes(),
-            is_inside: true,
-            parts: 0,
-        }
-    }
-
-    /// More of the body; false at its end.
-    async fn load(&mut self) -> Result<bool, ApiError> {
-        loop {
-            let frame = tokio::time::timeout(self.within, self.body.frame()).await;
-            match frame {
-                Ok(Some(Ok(frame))) => {
-                    if let Ok(bytes) = frame.into_data() {
-                        self.held.extend_from_slice(&bytes);
-                        return Ok(true);
-                    }
-                }
-                Ok(None) => return Ok(false),
-                Ok(Some(Err(_))) | Err(_) => return Err(ApiError::BodyLate),
+        let pieces = stream::unfold(body.into_data_stream(), move |mut body| async move {
+            match tokio::time::timeout(within, body.next()).await {
+                Ok(None) => None,
+                Ok(Some(Ok(piece))) => Some((Ok(piece), body)),
+                Ok(Some(Err(_))) | Err(_) => Some((Err(Late), body)),
             }
-        }
-    }
-
-    async fn must_load(&mut self) -> Result<(), ApiError> {
-        match self.load().await? {
-            true => Ok(()),
-            false => Err(wrong("the form is cut off")),
+        });
+        Self {
+            form: multer::Multipart::new(pieces, boundary),
+            part: None,
+            parts: 0,
         }
     }
 
     /// The next part, past what is left of the one before; `None` behind the last.
     pub(super) async fn part(&mut self) -> Result<Option<Part>, ApiError> {
-        while self.piece().await?.is_some() {}
-        loop {
-            if self.held.starts_with(b"--") {
-                return Ok(None);
-            }
-            if self.held.len() >= 2 {
-                break;
-            }
-            self.must_load().await?;
-        }
+        // The form gives the next part only once this one is let go of.
+        self.part = None;
+        let Some(part) = self.form.next_field().await.map_err(problem)? else {
+            return Ok(None);
+        };
         self.parts += 1;
         if self.parts > MAX_PARTS {
             return Err(wrong("the form has too many parts"));
         }
-        // Blanks may stand behind a delimiter, before the end of its line.
-        let end = loop {
-            match memmem::find(&self.held, b"\r\n\r\n") {
-                Some(end) => break end,
-                None if self.held.len() > MAX_HEAD => return Err(wrong("a part's headers are too long")),
-                None => self.must_load().await?,
-            }
-        };
-        let head = self.held.split_to(end + 4);
-        self.is_inside = true;
-        let head = std::str::from_utf8(&head).map_err(|_| wrong("a part's headers are not UTF-8"))?;
-        head.split("\r\n")
-            .filter_map(|line| line.split_once(':'))
-            .find(|(name, _)| name.trim().eq_ignore_ascii_case("content-disposition"))
-            .and_then(|(_, value)| {
-                let (_, parameters) = value.split_once(';')?;
-                Some(Part {
-                    name: parameter(parameters, "name")?,
-                    filename: parameter(parameters, "filename"),
-                })
-            })
-            .map(Some)
-            .ok_or_else(|| wrong("a part has no name"))
+        let name = part.name().ok_or_else(|| wrong("a part has no name"))?.to_owned();
+        let filename = part.file_name().map(str::to_owned);
+        self.part = Some(part);
+        Ok(Some(Part { name, filename }))
     }
 
     /// More of the part; `None` at its end.
     pub(super) async fn piece(&mut self) -> Result<Option<Bytes>, ApiError> {
-        while self.is_inside {
-            if let Some(end) = memmem::find(&self.held, &self.delimiter) {
-                let piece = self.held.split_to(end).freeze();
-                let _ = self.held.split_to(self.delimiter.len());
-                self.is_inside = false;
-                if piece.is_empty() {
-                    break;
-                }
-                return Ok(Some(piece));
-            }
-            // The delimiter may have begun at the end of what is here.
-            let sure = self.held.len().saturating_sub(self.delimiter.len());
-            if sure > 0 {
-                return Ok(Some(self.held.split_to(sure).freeze()));
-            }
-            self.must_load().await?;
+        match &mut self.part {
+            Some(part) => part.chunk().await.map_err(problem),
+            None => Ok(None),
         }
-        Ok(None)
     }
 
     /// The part as a text of at most `most` bytes.
@@ -213,14 +99,19 @@ impl Multipart {
     }
 }
 
+fn problem(error: multer::Error) -> ApiError {
+    match error {
+        multer::Error::StreamReadFailed(_) => ApiError::BodyLate,
+        error => wrong(&format!("the form cannot be read: {error}")),
+    }
+}
+
 fn wrong(problem: &str) -> ApiError {
     ApiError::invalid("", problem)
 }
 
 #[cfg(test)]
 mod tests {
-    use futures_util::stream;
-
     use super::*;
 
     const FORM: &str = "--b-1\r\nContent-Disposition: form-data; name=\"purpose\"\r\n\r\nbatch\r\n--b-1\r\n\
