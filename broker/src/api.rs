@@ -25,6 +25,7 @@ use tower::ServiceBuilder;
 
 mod access;
 pub mod admin;
+pub mod audit;
 mod chat;
 mod code;
 mod direct;
@@ -32,7 +33,6 @@ mod documentation;
 mod edge;
 mod embeddings;
 mod error;
-pub mod events;
 mod fields;
 mod generations;
 mod inbound;

@@ -190,7 +190,7 @@ pub async fn run(
         }),
     };
     let admin = administration(&state, &dispatch, (&nats, &store), webhooks);
-    let app = api::router(Arc::new(state), Some(api::events::router(store)), Some(admin));
+    let app = api::router(Arc::new(state), Some(api::audit::router(store)), Some(admin));
     wait_for(first, &shutdown).await;
     tracing::info!(broker = config.name, listen = %api_listener.local_addr()?, "serving");
     let under_way = front::UnderWay {
