@@ -1,6 +1,9 @@
 //! `duo-broker audit`: each command is one file under `audit/`.
 
+mod key;
+mod prove;
 mod search;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -15,11 +18,22 @@ pub(super) enum AuditCommand {
     /// Search the audit records, newest first.
     #[command(after_long_help = search::EXAMPLES)]
     Search(Box<search::SearchArguments>),
+    /// Make a key that signs checkpoints of the audit log, or show the public half of one.
+    #[command(after_long_help = key::EXAMPLES)]
+    Key(key::KeyArguments),
+    /// Find what was altered, left out or put in, in the database or in an export.
+    #[command(after_long_help = verify::EXAMPLES)]
+    Verify(verify::VerifyArguments),
+    /// Prove that the records of a request are in the log, for a program that trusts nobody.
+    Prove(prove::ProveArguments),
 }
 
 pub(super) async fn run(command: AuditCommand) -> anyhow::Result<ExitCode> {
     match command {
         AuditCommand::Search(arguments) => search::run(*arguments).await,
+        AuditCommand::Key(arguments) => key::run(&arguments),
+        AuditCommand::Verify(arguments) => verify::run(arguments).await,
+        AuditCommand::Prove(arguments) => prove::run(&arguments).await,
     }
 }
 

@@ -53,7 +53,7 @@ async fn events(State(store): State<Store>, asked: Result<Query<Asked>, QueryRej
 }
 
 /// The parser's words without its own introduction: `limit: invalid digit found in string`.
-fn problem(error: &QueryRejection) -> String {
+pub(super) fn problem(error: &QueryRejection) -> String {
     let text = error.body_text();
     text.strip_prefix("Failed to deserialize query string: ")
         .unwrap_or(&text)
@@ -140,7 +140,7 @@ fn word<T: Copy>(name: &str, text: Option<&str>, known: &[(&str, T)]) -> Result<
     ))
 }
 
-fn away(error: StoreError) -> ApiError {
+pub(super) fn away(error: StoreError) -> ApiError {
     tracing::warn!(error = %error, "the audit log could not be read");
     ApiError::Exchange(ExchangeError::new(
         FailureKind::ModelUnavailable,

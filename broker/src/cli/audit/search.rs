@@ -19,7 +19,7 @@ pub(super) const EXAMPLES: &str = "Examples:
   duo-broker audit search --request 01939b2c-…               both records of one request";
 
 #[derive(Debug, Args)]
-pub(super) struct SearchArguments {
+pub(crate) struct SearchArguments {
     /// Of this feature, such as code_completion.
     #[arg(long)]
     feature: Option<String>,
