@@ -5,9 +5,15 @@
 //! through [`sink`], so that neither Postgres nor a restart of NATS makes a
 //! request wait or loses a record.
 
+pub mod canonical;
+pub mod checkpoint;
+pub mod note;
+pub mod prove;
 pub mod sign_ins;
 pub mod sink;
 pub mod sweeper;
+pub mod tree;
+pub mod verify;
 pub mod writer;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -41,6 +41,8 @@ pub struct Config {
     pub seal_keys_file: PathBuf,
     /// File of the keys that sign tokens for IDEs, the same for every broker; without it there are no such tokens.
     pub signing_keys_file: Option<PathBuf>,
+    /// How the audit log is signed.
+    pub audit: AuditConfig,
     /// Folder of `tokenizer.json` files, each named `MODEL.json` or `FAMILY.json`; models without one have their tokens estimated.
     pub tokenizer_dir: Option<PathBuf>,
     /// Private certificate authorities for GitLab.
@@ -84,6 +86,15 @@ pub struct QueueConfig {
     pub live_max_bytes: i64,
     /// Bytes of audit records that may wait for Postgres.
     pub audit_max_bytes: i64,
+}
+
+/// How the audit log is signed.
+#[derive(Debug, Clone)]
+pub struct AuditConfig {
+    /// File of the keys that sign checkpoints; without it nothing is signed.
+    pub key_file: Option<PathBuf>,
+    /// File that this broker appends its checkpoints to.
+    pub checkpoint_file: Option<PathBuf>,
 }
 
 /// Reading GitLab's own feature settings.
@@ -180,6 +191,7 @@ impl Config {
                 )
                 .into(),
             signing_keys_file: env_ref.optional("DUO_SIGNING_KEYS_FILE").map(PathBuf::from),
+            audit: audit(env_ref),
             tokenizer_dir: env_ref.optional("DUO_TOKENIZER_DIR").map(PathBuf::from),
             gitlab_ca_file: env_ref.optional("DUO_GITLAB_CA_FILE").map(PathBuf::from),
             gitlab_sync: gitlab_sync(env_ref),
@@ -250,6 +262,19 @@ fn bulk(env: &mut Env) -> BulkConfig {
         env.problem("DUO_FILES_FOR has to be at least 9d".into());
     }
     bulk
+}
+
+fn audit(env: &mut Env) -> AuditConfig {
+    let audit = AuditConfig {
+        key_file: env.optional("DUO_AUDIT_KEY_FILE").map(PathBuf::from),
+        checkpoint_file: env.optional("DUO_AUDIT_CHECKPOINT_FILE").map(PathBuf::from),
+    };
+    if audit.checkpoint_file.is_some() && audit.key_file.is_none() {
+        env.problem(
+            "DUO_AUDIT_CHECKPOINT_FILE is set and DUO_AUDIT_KEY_FILE is not: nothing would be signed".into(),
+        );
+    }
+    audit
 }
 
 fn broker_name(env: &mut Env) -> String {
@@ -412,6 +437,7 @@ mod tests {
             ("DUO_NATS_ULR", "x"),
             ("DUO_WEBHOOK_SCHEDULE", "now"),
             ("DUO_WEBHOOK_TIMEOUT", "1h"),
+            ("DUO_AUDIT_CHECKPOINT_FILE", "/tmp/checkpoints"),
         ]);
         let problems = Config::read(env)
             .expect_err("it has problems")
@@ -426,6 +452,7 @@ mod tests {
             "DUO_NATS_ULR",
             "DUO_WEBHOOK_SCHEDULE",
             "DUO_WEBHOOK_TIMEOUT",
+            "DUO_AUDIT_KEY_FILE",
         ] {
             assert!(problems.contains(word), "{word} is missing in {problems}");
         }

@@ -20,12 +20,12 @@ use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, oneshot};
 
-use files::{certificates, http_client, read_keys, read_signing_keys, read_tokenizers};
+use files::{certificates, http_client, read_audit_keys, read_keys, read_signing_keys, read_tokenizers};
 
 use crate::admission::Admission;
 use crate::api::admin::AdminState;
 use crate::api::{self, ApiState};
-use crate::audit::{AuditLog, sign_ins, sink, sweeper, writer};
+use crate::audit::{AuditLog, checkpoint, sign_ins, sink, sweeper, writer};
 use crate::auth::direct::SigningKeys;
 use crate::auth::{AuthConfig, Authenticator};
 use crate::bulk::{self, Bulk};
@@ -150,7 +150,7 @@ pub async fn run(
     );
     follow_gitlab(&background, &registry, &config, &store)?;
     let webhooks = tell_receivers(&background, &registry, &config, &store)?;
-    keep_records(&background, &registry, &config, (&store, &nats), audit_sink);
+    keep_records(&background, &registry, &config, (&store, &nats), audit_sink)?;
     background.spawn("fleet", fleet::watch(nats.clone(), fleet, background.clone()));
     watch_queue(&background, &nats, config.queue, &dispatch, &routing);
     let authenticator = authenticator(&config, identities, signing, &registry)?;
@@ -189,7 +189,7 @@ pub async fn run(
         }),
     };
     let admin = administration(&state, &dispatch, (&nats, &store), webhooks);
-    let app = api::router(Arc::new(state), Some(api::events::router(store)), Some(admin));
+    let app = api::router(Arc::new(state), Some(api::audit::router(store)), Some(admin));
     wait_for(first, &shutdown).await;
     tracing::info!(broker = config.name, listen = %api_listener.local_addr()?, "serving");
     let under_way = front::UnderWay {
@@ -389,14 +389,14 @@ fn audit_log(broker: &str, sink: &sink::AuditSink, metrics: &Metrics, shutdown: 
     audit
 }
 
-/// Brings audit records into Postgres, and an end to those that would have none.
+/// Brings audit records into Postgres, signed ones where there is a key, and an end to those that would have none.
 fn keep_records(
     background: &Shutdown,
     registry: &Registry,
     config: &Config,
     (store, nats): (&Store, &Nats),
     sink: sink::AuditSink,
-) {
+) -> anyhow::Result<()> {
     let gauges = writer::WriterMetrics::register(registry);
     let sweeper = sweeper::Parts {
         broker: config.name.clone(),
@@ -411,6 +411,30 @@ fn keep_records(
     );
     let gauges = sweeper::SweeperMetrics::register(registry);
     background.spawn("sweeper", sweeper::run(sweeper, gauges, background.clone()));
+    sign_records(background, registry, config, store)
+}
+
+/// Keeps the audit log's hash tree and signs it, where there is a key.
+fn sign_records(
+    background: &Shutdown,
+    registry: &Registry,
+    config: &Config,
+    store: &Store,
+) -> anyhow::Result<()> {
+    let Some(keys) = read_audit_keys(config.audit.key_file.as_deref())? else {
+        return Ok(());
+    };
+    let parts = checkpoint::Parts {
+        store: store.clone(),
+        keys,
+        file: config.audit.checkpoint_file.clone(),
+    };
+    let metrics = checkpoint::CheckpointMetrics::register(registry);
+    background.spawn(
+        "audit checkpoints",
+        checkpoint::run(parts, metrics, background.clone()),
+    );
+    Ok(())
 }
 
 /// Keeps the gauges of the queue true, and streams and consumers there.

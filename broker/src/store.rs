@@ -10,6 +10,7 @@ pub mod audit_late_ends;
 pub mod audit_open;
 pub mod audit_rejects;
 pub mod batches;
+pub mod audit_tree;
 pub mod change;
 pub mod change_records;
 pub mod config_outbox;
@@ -39,7 +40,8 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
 /// How the pool behaves.
 #[derive(Debug, Clone, Copy)]
 pub struct PoolConfig {
-    /// Connections at most; the broker's own tasks (audit, sweeper, relay, four of jobs, batches, webhooks) may want one each, the
+    /// Connections at most; the broker's own tasks (audit, checkpoints, sweeper, relay, four of jobs, batches, webhooks) may want
+    /// one each, the
     /// rest is for reading and changing.
     pub max_connections: u32,
     /// How long a caller waits for a connection, connecting included.
@@ -233,7 +235,12 @@ impl Store {
             r#"SELECT current_setting('server_version_num')::int AS "version!",
                       current_setting('server_version') AS "version_text!",
                       clock_timestamp() AS "now!",
-                      has_schema_privilege(current_schema(), 'CREATE') AS "may_create!",
+                      has_schema_privilege(current_schema(), 'CREATE')
+                          OR coalesce((SELECT bool_and(prosecdef AND has_function_privilege(oid, 'EXECUTE'))
+                                       FROM pg_proc
+                                       WHERE pronamespace = current_schema()::regnamespace
+                                         AND proname IN ('create_audit_partition', 'create_job_partitions')),
+                                      false) AS "may_create!",
                       pg_is_in_recovery() AS "standby!""#
         )
         .fetch_one(&self.pool)
@@ -269,6 +276,7 @@ impl Store {
                      SELECT what, of
                      FROM unnest(ARRAY['SELECT', 'INSERT']) AS what,
                           unnest(ARRAY['change_records', 'audit_events', 'audit_late_ends', 'audit_rejects',
+                                       'audit_tiles', 'audit_checkpoints',
                                        'job_inputs', 'job_results',
                                        'webhook_attempts']) AS of
                     ) AS needed
@@ -289,7 +297,7 @@ pub struct ServerFacts {
     pub version_text: String,
     /// Its clock.
     pub now: time::OffsetDateTime,
-    /// May this user make tables, which every day's partition is?
+    /// May this user make tables, which every day's partition is, or do the functions that make these work for it?
     pub may_create: bool,
     /// Is it read-only?
     pub standby: bool,

@@ -31,7 +31,7 @@ async fn app() -> Router {
         ],
         ConfigSnapshot::default(),
         Fleet::default(),
-        Some(api::events::router(database.store)),
+        Some(api::audit::router(database.store)),
     )
 }
 

@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
-use super::error::{ApiError, Shape};
+use crate::api::error::{ApiError, Shape};
 use crate::request::ExchangeError;
 use crate::store::audit_events::{Cursor, Filter, MAX_PAGE, Page};
 use crate::store::{Store, StoreError};
@@ -20,8 +20,7 @@ use crate::store::{Store, StoreError};
 /// Events on a page when the request names no number.
 const DEFAULT_PAGE: u32 = 100;
 
-/// The audit log's routes; the caller's role is checked around them.
-pub fn router(store: Store) -> Router {
+pub(super) fn router(store: Store) -> Router {
     Router::new()
         .route("/audit/v1/events", get(events))
         .with_state(store)
@@ -54,7 +53,7 @@ async fn events(State(store): State<Store>, asked: Result<Query<Asked>, QueryRej
 }
 
 /// The parser's words without its own introduction: `limit: invalid digit found in string`.
-fn problem(error: &QueryRejection) -> String {
+pub(super) fn problem(error: &QueryRejection) -> String {
     let text = error.body_text();
     text.strip_prefix("Failed to deserialize query string: ")
         .unwrap_or(&text)
@@ -141,7 +140,7 @@ fn word<T: Copy>(name: &str, text: Option<&str>, known: &[(&str, T)]) -> Result<
     ))
 }
 
-fn away(error: StoreError) -> ApiError {
+pub(super) fn away(error: StoreError) -> ApiError {
     tracing::warn!(error = %error, "the audit log could not be read");
     ApiError::Exchange(ExchangeError::new(
         FailureKind::ModelUnavailable,
