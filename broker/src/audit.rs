@@ -5,6 +5,8 @@
 //! through [`sink`], so that neither Postgres nor a restart of NATS makes a
 //! request wait or loses a record.
 
+pub mod export;
+pub mod reads;
 pub mod sign_ins;
 pub mod sink;
 pub mod sweeper;

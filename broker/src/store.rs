@@ -6,9 +6,14 @@
 
 pub mod api_tokens;
 pub mod audit_events;
+pub mod audit_export;
+pub mod audit_facets;
+pub mod audit_generate;
 pub mod audit_late_ends;
 pub mod audit_open;
+pub mod audit_reads;
 pub mod audit_rejects;
+pub mod audit_search;
 pub mod change;
 pub mod change_records;
 pub mod config_outbox;

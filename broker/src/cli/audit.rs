@@ -1,26 +1,60 @@
 //! `duo-broker audit`: each command is one file under `audit/`.
 
+mod export;
+mod facets;
+mod filter;
+mod generate;
 mod search;
+mod show;
 
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::Subcommand;
+use duo_broker::store::Store;
 use duo_process::clock;
 use duo_process::config::parse_duration;
+use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use uuid::Uuid;
+
+use crate::cli::actor;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AuditCommand {
     /// Search the audit records, newest first.
     #[command(after_long_help = search::EXAMPLES)]
     Search(Box<search::SearchArguments>),
+    /// Show every record of one request, or one other record, by its id.
+    Show(show::ShowArguments),
+    /// Count the records of a search by feature, model, outcome and so on.
+    #[command(after_long_help = facets::EXAMPLES)]
+    Facets(Box<facets::FacetsArguments>),
+    /// Write all records of a search, or a sample of them, to a file.
+    #[command(after_long_help = export::EXAMPLES)]
+    Export(Box<export::ExportArguments>),
+    /// Write records of requests that never were, to try searches on a database that is not in use.
+    #[command(after_long_help = generate::EXAMPLES)]
+    Generate(generate::GenerateArguments),
 }
 
 pub(super) async fn run(command: AuditCommand) -> anyhow::Result<ExitCode> {
     match command {
         AuditCommand::Search(arguments) => search::run(*arguments).await,
+        AuditCommand::Show(arguments) => show::run(arguments).await,
+        AuditCommand::Facets(arguments) => facets::run(*arguments).await,
+        AuditCommand::Export(arguments) => export::run(*arguments).await,
+        AuditCommand::Generate(arguments) => generate::run(arguments).await,
     }
+}
+
+/// Records what somebody is about to be shown.
+async fn record(store: &Store, given: Option<String>, command: &str, details: &Value) -> anyhow::Result<()> {
+    let recorded = store.record_audit_read(Uuid::now_v7(), &actor(given), command, details);
+    recorded
+        .await
+        .context("reading the audit log cannot be recorded, so nothing is shown")
 }
 
 /// A span before now, or a moment.
