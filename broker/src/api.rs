@@ -25,8 +25,8 @@ use tower::ServiceBuilder;
 
 mod access;
 pub mod admin;
-mod batches;
 pub mod audit;
+mod batches;
 mod chat;
 mod code;
 mod direct;

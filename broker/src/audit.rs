@@ -7,8 +7,10 @@
 
 pub mod canonical;
 pub mod checkpoint;
+pub mod export;
 pub mod note;
 pub mod prove;
+pub mod reads;
 pub mod sign_ins;
 pub mod sink;
 pub mod sweeper;

@@ -188,8 +188,7 @@ pub async fn run(
             move || readiness.blockers().is_empty()
         }),
     };
-    let admin = administration(&state, &dispatch, (&nats, &store), webhooks);
-    let app = api::router(Arc::new(state), Some(api::audit::router(store)), Some(admin));
+    let app = application(state, &dispatch, (&nats, &store), webhooks);
     wait_for(first, &shutdown).await;
     tracing::info!(broker = config.name, listen = %api_listener.local_addr()?, "serving");
     let under_way = front::UnderWay {
@@ -263,6 +262,18 @@ fn bulk_parts(
         exchange: exchange.clone(),
         jobs: jobs.clone(),
     }
+}
+
+/// The API with all that it has for auditors and administrators.
+fn application(
+    state: ApiState,
+    dispatch: &Dispatch,
+    (nats, store): (&Nats, &Store),
+    webhooks: Webhooks,
+) -> axum::Router {
+    let admin = administration(&state, dispatch, (nats, store), webhooks);
+    let audit_log = api::audit::router(store.clone(), state.audit.clone());
+    api::router(Arc::new(state), Some(audit_log), Some(admin))
 }
 
 fn administration(

@@ -6,11 +6,16 @@
 
 pub mod api_tokens;
 pub mod audit_events;
+pub mod audit_export;
+pub mod audit_facets;
+pub mod audit_generate;
 pub mod audit_late_ends;
 pub mod audit_open;
+pub mod audit_reads;
 pub mod audit_rejects;
-pub mod batches;
+pub mod audit_search;
 pub mod audit_tree;
+pub mod batches;
 pub mod change;
 pub mod change_records;
 pub mod config_outbox;

@@ -16,7 +16,8 @@ use duo_broker::audit::checkpoint::{CheckpointError, CheckpointMetrics, Checkpoi
 use duo_broker::audit::note::{Checkpoint, SigningKeys, VerifyingKeys, generate_key};
 use duo_broker::audit::tree::{Hash, TILE, Tile, verify_consistency, verify_inclusion};
 use duo_broker::audit::verify::{Options, Place, Problem, Report, verify, verify_export};
-use duo_broker::store::audit_events::{Filter, day_of};
+use duo_broker::store::audit_events::day_of;
+use duo_broker::store::audit_search::Filter;
 use duo_broker::store::{PoolConfig, Store};
 use duo_contract::audit::{AuditKind, AuditRecord, End, Outcome, What, Who};
 use duo_process::clock;
@@ -623,7 +624,7 @@ fn hash(value: &Value) -> Hash {
 async fn records_and_growth_are_proved_over_the_api() {
     let log = Log::with(SOME).await;
     log.insert(1).await;
-    let app = api::audit::router(log.database.store.clone());
+    let app = api::audit::proofs::router(log.database.store.clone());
     let get = async |path: String| {
         let request = http::Request::get(path).body(Body::empty()).unwrap();
         let response = app.clone().oneshot(request).await.unwrap();

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "store/search.rs"]
+mod search;
 #[path = "support/servers.rs"]
 mod servers;
 
@@ -14,8 +16,8 @@ use duo_broker::config_file::{self, Applied, ApplyError};
 use duo_broker::jobs::state::JobState;
 use duo_broker::relay;
 use duo_broker::store::api_tokens::NewToken;
-use duo_broker::store::audit_events::{Cursor, Filter};
 use duo_broker::store::audit_open::Place;
+use duo_broker::store::audit_search::{Cursor, Filter};
 use duo_broker::store::jobs::{Fence, JobEnd};
 use duo_broker::store::support_levels::level_of;
 use duo_broker::store::{PoolConfig, Store, StoreError};

@@ -1,17 +1,28 @@
 //! `duo-broker audit`: each command is one file under `audit/`.
 
+mod export;
+mod facets;
+mod filter;
+mod generate;
 mod key;
 mod prove;
 mod search;
+mod show;
 mod verify;
 
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::Subcommand;
+use duo_broker::store::Store;
 use duo_process::clock;
 use duo_process::config::parse_duration;
+use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use uuid::Uuid;
+
+use crate::cli::actor;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AuditCommand {
@@ -26,6 +37,17 @@ pub(super) enum AuditCommand {
     Verify(verify::VerifyArguments),
     /// Prove that the records of a request are in the log, for a program that trusts nobody.
     Prove(prove::ProveArguments),
+    /// Show every record of one request, or one other record, by its id.
+    Show(show::ShowArguments),
+    /// Count the records of a search by feature, model, outcome and so on.
+    #[command(after_long_help = facets::EXAMPLES)]
+    Facets(Box<facets::FacetsArguments>),
+    /// Write all records of a search, or a sample of them, to a file.
+    #[command(after_long_help = export::EXAMPLES)]
+    Export(Box<export::ExportArguments>),
+    /// Write records of requests that never were, to try searches on a database that is not in use.
+    #[command(after_long_help = generate::EXAMPLES)]
+    Generate(generate::GenerateArguments),
 }
 
 pub(super) async fn run(command: AuditCommand) -> anyhow::Result<ExitCode> {
@@ -34,7 +56,20 @@ pub(super) async fn run(command: AuditCommand) -> anyhow::Result<ExitCode> {
         AuditCommand::Key(arguments) => key::run(&arguments),
         AuditCommand::Verify(arguments) => verify::run(arguments).await,
         AuditCommand::Prove(arguments) => prove::run(&arguments).await,
+        AuditCommand::Show(arguments) => show::run(arguments).await,
+        AuditCommand::Facets(arguments) => facets::run(*arguments).await,
+        AuditCommand::Export(arguments) => export::run(*arguments).await,
+        AuditCommand::Generate(arguments) => generate::run(arguments).await,
     }
+}
+
+/// Records what somebody is about to be shown.
+async fn record(store: &Store, given: Option<String>, command: &str, details: &Value) -> anyhow::Result<()> {
+    let actor = actor(given);
+    store
+        .record_audit_read(Uuid::now_v7(), &actor, command, details)
+        .await
+        .context("reading the audit log cannot be recorded, so nothing is shown")
 }
 
 /// A span before now, or a moment.

@@ -8,8 +8,7 @@ use serde_json::{Value, json};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::audit_events::{self, day_of};
-use super::{Store, StoreError, config_revision, expect_rows};
+use super::{Store, StoreError, audit_events, config_revision, expect_rows};
 
 /// Stands in an audit record where a request would name its broker and how its caller signed in.
 const ADMINISTRATION: &str = "administration";
@@ -66,16 +65,7 @@ pub(super) async fn add(
     .await?;
     expect_rows(&result, 1)?;
     let record = audit_record(actor, revision, record);
-    if let Some(day) = day_of(record.request_id) {
-        sqlx::query!(
-            "SELECT create_audit_partition($1)
-             WHERE to_regclass('audit_events_' || to_char($1::date, 'YYYYMMDD')) IS NULL",
-            day
-        )
-        .fetch_optional(&mut *connection)
-        .await?;
-    }
-    audit_events::insert(connection, &[&record]).await?;
+    audit_events::insert_here(connection, &record).await?;
     Ok(())
 }
 

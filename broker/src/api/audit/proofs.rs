@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::events::{away, problem};
+use super::away;
 use crate::api::error::{ApiError, Shape};
 use crate::audit::prove;
 use crate::store::Store;
@@ -19,7 +19,8 @@ use crate::store::Store;
 const PAGE: u32 = 100;
 const MAX_PAGE: u32 = 1000;
 
-pub(super) fn router(store: Store) -> Router {
+/// Their routes; the caller's role is checked around them.
+pub fn router(store: Store) -> Router {
     Router::new()
         .route("/audit/v1/checkpoints", get(checkpoints))
         .route("/audit/v1/checkpoints/latest", get(latest))
@@ -133,4 +134,12 @@ fn json(answer: Result<impl Serialize, ApiError>) -> Response {
         Ok(answer) => axum::Json(answer).into_response(),
         Err(error) => error.respond(Shape::Plain),
     }
+}
+
+/// The parser's words without its own introduction: `limit: invalid digit found in string`.
+fn problem(error: &QueryRejection) -> String {
+    let text = error.body_text();
+    text.strip_prefix("Failed to deserialize query string: ")
+        .unwrap_or(&text)
+        .to_owned()
 }

@@ -3,12 +3,12 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use duo_broker::store::audit_events::{Event, Filter, MAX_PAGE, Page};
-use duo_contract::audit::Outcome;
-use time::OffsetDateTime;
-use uuid::Uuid;
+use duo_broker::store::audit_events::Event;
+use duo_broker::store::audit_search::{Filter, MAX_PAGE, Page};
+use serde_json::json;
 
-use super::moment;
+use super::filter::FilterArguments;
+use super::record;
 use crate::cli::output::{self, Format, say};
 use crate::cli::store;
 
@@ -16,31 +16,13 @@ pub(super) const EXAMPLES: &str = "Examples:
   duo-broker audit search --since 10m
   duo-broker audit search --feature code_completion --outcome failed --limit 20
   duo-broker audit search --user 5Kx… --since 2026-11-01T00:00:00Z --until 2026-12-01T00:00:00Z --format json
-  duo-broker audit search --request 01939b2c-…               both records of one request";
+  duo-broker audit search --text 10.0.7. --since 1d --kind sign_in_failed
+  duo-broker audit search --correlation 01JD… --since 7d     by what GitLab's logs call correlation_id";
 
 #[derive(Debug, Args)]
 pub(crate) struct SearchArguments {
-    /// Of this feature, such as code_completion.
-    #[arg(long)]
-    feature: Option<String>,
-    /// Of this model.
-    #[arg(long)]
-    model: Option<String>,
-    /// Of this GitLab user id (a hash) or API token id.
-    #[arg(long)]
-    user: Option<String>,
-    /// Not before: a span before now (10m, 2h, 30d) or a moment (2026-11-22T10:00:00Z).
-    #[arg(long, value_parser = moment)]
-    since: Option<OffsetDateTime>,
-    /// Before: a span before now or a moment.
-    #[arg(long, value_parser = moment)]
-    until: Option<OffsetDateTime>,
-    /// Ended so: completed, failed, cancelled, refused, expired or abandoned.
-    #[arg(long)]
-    outcome: Option<Outcome>,
-    /// Of this request.
-    #[arg(long, value_name = "ID")]
-    request: Option<Uuid>,
+    #[command(flatten)]
+    filter: FilterArguments,
     /// Records at most.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
@@ -50,21 +32,16 @@ pub(crate) struct SearchArguments {
 }
 
 pub(super) async fn run(arguments: SearchArguments) -> anyhow::Result<ExitCode> {
-    let SearchArguments { format, limit, .. } = arguments;
-    let page = search(arguments.filter(), limit).await?;
-    match format {
+    let (filter, actor) = arguments.filter.read();
+    let page = search(&filter, arguments.limit, actor).await?;
+    match arguments.format {
         Format::Json => output::json(&page)?,
         Format::Table => {
-            let header = [
-                "TIME", "OUTCOME", "FEATURE", "MODEL", "USER", "WAIT MS", "FIRST MS", "TOTAL MS", "TOKENS",
-                "REQUEST",
-            ];
-            let rows: Vec<_> = page.events.iter().map(row).collect();
-            output::table(&header, &rows)?;
+            table(&page.events)?;
             if page.next_cursor.is_some() {
                 say(&format!(
                     "the newest {} are shown; there are more, see --limit",
-                    rows.len()
+                    page.events.len()
                 ));
             }
         }
@@ -72,39 +49,40 @@ pub(super) async fn run(arguments: SearchArguments) -> anyhow::Result<ExitCode> 
     Ok(ExitCode::SUCCESS)
 }
 
-/// Collects pages until there are `limit` events or no more.
-async fn search(filter: Filter, limit: u32) -> anyhow::Result<Page> {
+/// Collects pages until there are `limit` events or no more, and records that they are read.
+async fn search(filter: &Filter, limit: u32, actor: Option<String>) -> anyhow::Result<Page> {
     let store = store()?;
     let mut all = Page {
         events: Vec::new(),
         next_cursor: None,
+        searched_to: None,
     };
     loop {
         let left = limit.saturating_sub(u32::try_from(all.events.len()).unwrap_or(u32::MAX));
         let page = store
-            .audit_page(&filter, left.min(MAX_PAGE), all.next_cursor.as_ref())
+            .audit_page(filter, left.min(MAX_PAGE), all.next_cursor.as_ref())
             .await?;
         all.events.extend(page.events);
         all.next_cursor = page.next_cursor;
+        if let Some(moment) = page.searched_to {
+            say(&format!("searched down to {}, going on", output::moment(moment)));
+        }
         if all.next_cursor.is_none() || all.events.len() >= limit as usize {
-            return Ok(all);
+            break;
         }
     }
+    let details = json!({"read": "events", "filter": filter, "limit": limit, "rows": all.events.len()});
+    record(&store, actor, "audit search", &details).await?;
+    Ok(all)
 }
 
-impl SearchArguments {
-    fn filter(self) -> Filter {
-        Filter {
-            feature: self.feature,
-            model: self.model,
-            user: self.user,
-            since: self.since,
-            until: self.until,
-            outcome: self.outcome,
-            request_id: self.request,
-            kind: None,
-        }
-    }
+/// Events for people, a line each.
+pub(super) fn table(events: &[Event]) -> std::io::Result<()> {
+    let header = [
+        "TIME", "OUTCOME", "FEATURE", "MODEL", "USER", "WAIT MS", "FIRST MS", "TOTAL MS", "TOKENS", "REQUEST",
+    ];
+    let rows: Vec<_> = events.iter().map(row).collect();
+    output::table(&header, &rows)
 }
 
 fn row(event: &Event) -> Vec<String> {
