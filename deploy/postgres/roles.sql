@@ -8,7 +8,10 @@
 -- These roles have no login. Give people and programs logins of their own in them:
 --
 --     CREATE ROLE broker LOGIN PASSWORD '…' IN ROLE duo_app;           -- DUO_DATABASE_URL of `serve` and the other commands
---     CREATE ROLE alice LOGIN PASSWORD '…' IN ROLE duo_auditor;        -- `audit verify`, `audit search`, `audit prove`
+--     CREATE ROLE alice LOGIN PASSWORD '…' IN ROLE duo_auditor;        -- `audit verify`, `audit prove`
+--
+-- `audit search`, `show`, `facets` and `export` write a record of who read what, so on the command line they need a login in
+-- duo_app; auditors read by the API.
 --
 -- duo_owner       owns the tables; nobody is in it but who migrates
 -- duo_app         the broker: inserts audit records, changes nothing of them
@@ -45,6 +48,8 @@ BEGIN
         rights := CASE
             WHEN relation.relname = '_sqlx_migrations' THEN 'SELECT'
             WHEN relation.relname = 'audit_head' THEN 'SELECT, UPDATE'
+            -- counts of records, which prove nothing
+            WHEN relation.relname IN ('audit_counts', 'audit_days') THEN 'SELECT, INSERT, UPDATE'
             WHEN relation.relname = 'change_records' OR relation.relname LIKE 'audit\_%' THEN 'SELECT, INSERT'
             ELSE 'SELECT, INSERT, UPDATE, DELETE'
         END;
