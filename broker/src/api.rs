@@ -25,6 +25,7 @@ use tower::ServiceBuilder;
 
 mod access;
 pub mod admin;
+pub mod audit_bodies;
 mod chat;
 mod code;
 mod direct;

@@ -11,6 +11,9 @@ use duo_process::nats::NatsConfig;
 use duo_process::telemetry::LogFormat;
 use secrecy::SecretString;
 
+use crate::audit::bodies::{self, KeptFor};
+use crate::audit::forward;
+use crate::audit::redact::Rules;
 use crate::jobs::JobsConfig;
 use crate::webhooks::schedule::Schedule;
 
@@ -50,6 +53,8 @@ pub struct Config {
     pub jobs: JobsConfig,
     /// Telling receivers that jobs have ended.
     pub webhooks: WebhookConfig,
+    /// What the audit log keeps, and for how long.
+    pub audit: AuditConfig,
     /// Logs.
     pub log: LogConfig,
 }
@@ -125,6 +130,19 @@ pub struct WebhookConfig {
     pub timeout: Duration,
 }
 
+/// What the audit log keeps, and for how long.
+#[derive(Debug, Clone)]
+pub struct AuditConfig {
+    /// File of the master keys; without it no feature may keep prompts and answers.
+    pub master_key_file: Option<PathBuf>,
+    /// What is kept of prompts and answers, and for how long.
+    pub bodies: bodies::Settings,
+    /// Days that records are kept.
+    pub events_days: u16,
+    /// Who is handed the records.
+    pub forward: forward::Settings,
+}
+
 /// Logs.
 #[derive(Debug, Clone)]
 pub struct LogConfig {
@@ -182,6 +200,7 @@ impl Config {
             gitlab_sync: gitlab_sync(env_ref),
             jobs: jobs(env_ref),
             webhooks: webhooks(env_ref),
+            audit: audit(env_ref),
             log: LogConfig {
                 filter: env_ref.text("DUO_LOG", "info"),
                 format: env_ref.parse("DUO_LOG_FORMAT", LogFormat::Human),
@@ -231,6 +250,59 @@ fn jobs(env: &mut Env) -> JobsConfig {
         env.problem("DUO_JOB_LEASE has to be at least 4s".into());
     }
     jobs
+}
+
+/// Bytes of one prompt or answer that are kept, unless a setting says otherwise.
+const BODY_BYTES: u64 = 1 << 20;
+
+fn audit(env: &mut Env) -> AuditConfig {
+    let usual = KeptFor::default();
+    let text = env.text("DUO_AUDIT_BODIES_FOR", &usual.to_string());
+    let kept_for = text.parse().unwrap_or_else(|error| {
+        env.problem(format!("DUO_AUDIT_BODIES_FOR {text:?}: {error}"));
+        usual
+    });
+    let text = env.text("DUO_AUDIT_FOR", "400d");
+    let events_days = bodies::days(&text).unwrap_or_else(|error| {
+        env.problem(format!("DUO_AUDIT_FOR: {error}"));
+        u16::MAX
+    });
+    let most = env.bytes("DUO_AUDIT_BODY_BYTES", BODY_BYTES);
+    AuditConfig {
+        master_key_file: env.optional("DUO_AUDIT_MASTER_KEY_FILE").map(PathBuf::from),
+        bodies: bodies::Settings {
+            kept_for,
+            most: usize::try_from(most).unwrap_or(usize::MAX),
+            rules: Rules {
+                emails: env.parse("DUO_AUDIT_REDACT_EMAILS", false),
+            },
+        },
+        events_days,
+        forward: forwarding(env),
+    }
+}
+
+fn forwarding(env: &mut Env) -> forward::Settings {
+    let settings = forward::Settings {
+        url: env.optional("DUO_AUDIT_FORWARD_URL"),
+        token: env.secret("DUO_AUDIT_FORWARD_TOKEN"),
+        syslog: env.optional("DUO_AUDIT_SYSLOG"),
+    };
+    if settings.url.as_deref().is_some_and(|url| !is_base_url(url)) {
+        let text = "DUO_AUDIT_FORWARD_URL is no address: write https://HOST/PATH, without a user, a password or a query";
+        env.problem(text.to_owned());
+    }
+    if settings.token.is_some() && settings.url.is_none() {
+        env.problem("DUO_AUDIT_FORWARD_TOKEN has no DUO_AUDIT_FORWARD_URL".to_owned());
+    }
+    let is_address = |text: &str| {
+        text.rsplit_once(':')
+            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+    };
+    if settings.syslog.as_deref().is_some_and(|text| !is_address(text)) {
+        env.problem("DUO_AUDIT_SYSLOG is no address: write HOST:PORT".to_owned());
+    }
+    settings
 }
 
 fn broker_name(env: &mut Env) -> String {

@@ -1,4 +1,4 @@
-//! `duo-broker audit`: search.
+//! `duo-broker audit`: search, and what is kept of prompts and answers.
 
 use std::process::ExitCode;
 
@@ -11,8 +11,11 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
+use self::kept::KeptCommand;
 use super::output::{self, Format, say};
 use super::store;
+
+mod kept;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AuditCommand {
@@ -23,6 +26,8 @@ pub(super) enum AuditCommand {
   duo-broker audit search --user 5Kx… --since 2026-11-01T00:00:00Z --until 2026-12-01T00:00:00Z --format json
   duo-broker audit search --request 01939b2c-…               both records of one request")]
     Search(Box<SearchArguments>),
+    #[command(flatten)]
+    Kept(KeptCommand),
 }
 
 #[derive(Debug, Args)]
@@ -57,7 +62,10 @@ pub(super) struct SearchArguments {
 }
 
 pub(super) async fn run(command: AuditCommand) -> anyhow::Result<ExitCode> {
-    let AuditCommand::Search(arguments) = command;
+    let arguments = match command {
+        AuditCommand::Search(arguments) => arguments,
+        AuditCommand::Kept(command) => return kept::run(command).await,
+    };
     let SearchArguments { format, limit, .. } = *arguments;
     let page = search(arguments.filter(), limit).await?;
     match format {

@@ -65,7 +65,11 @@ pub(super) async fn add(
     .execute(&mut *connection)
     .await?;
     expect_rows(&result, 1)?;
-    let record = audit_record(actor, revision, record);
+    append(connection, &audit_record(actor, revision, record)).await
+}
+
+/// Adds an audit record to a transaction, which is to be committed right after.
+pub(super) async fn append(connection: &mut PgConnection, record: &AuditRecord) -> Result<(), StoreError> {
     if let Some(day) = day_of(record.request_id) {
         sqlx::query!(
             "SELECT create_audit_partition($1)
@@ -75,7 +79,7 @@ pub(super) async fn add(
         .fetch_optional(&mut *connection)
         .await?;
     }
-    audit_events::insert(connection, &[&record]).await?;
+    audit_events::insert(connection, &[record]).await?;
     Ok(())
 }
 

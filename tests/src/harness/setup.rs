@@ -208,8 +208,7 @@ impl Builder {
         );
         let (sim, gitlab) = (sim.expect("a simulated server"), gitlab.expect("a stand-in"));
         self.config["issuers"] = json!([{"url": gitlab.url(), "audience": "gitlab-ai-gateway"}]);
-        let keys = folder.path().join("seal-keys");
-        write_keys(&keys);
+        let (keys, master) = key_files(folder.path());
         let shared = vec![
             ("DUO_NATS_URL".to_owned(), nats.url()),
             ("DUO_SEAL_KEYS_FILE".to_owned(), keys.display().to_string()),
@@ -229,6 +228,10 @@ impl Builder {
                 ("DUO_BROKER_NAME".to_owned(), name),
                 ("DUO_LISTEN".to_owned(), api.to_owned()),
                 ("DUO_ADMIN_LISTEN".to_owned(), operations.to_owned()),
+                (
+                    "DUO_AUDIT_MASTER_KEY_FILE".to_owned(),
+                    master.display().to_string(),
+                ),
             ]);
             if self.nats.servers > 1 {
                 env.push(("DUO_NATS_REPLICAS".to_owned(), "3".to_owned()));
@@ -376,6 +379,17 @@ impl Cli {
         }
     }
 
+    /// The same tool without a variable.
+    #[must_use]
+    pub fn without(&self, name: &str) -> Self {
+        let mut env = self.env.clone();
+        env.retain(|(known, _)| known != name);
+        Self {
+            path: self.path.clone(),
+            env,
+        }
+    }
+
     /// Starts a further broker with these variables changed; its log is in `folder`.
     pub fn serve(&self, name: &str, changes: &[(&str, String)], folder: &Path) -> Program {
         let mut env = self.env.clone();
@@ -441,10 +455,17 @@ fn local() -> String {
     format!("127.0.0.1:{}", free_port())
 }
 
-fn write_keys(path: &Path) {
-    let key: [u8; 32] = rand::random();
-    let key = base64::engine::general_purpose::STANDARD.encode(key);
-    fs::write(path, format!("key-1:{key}\n")).expect("our folder");
+/// The keys of request bodies, and those of kept prompts and answers.
+fn key_files(folder: &Path) -> (PathBuf, PathBuf) {
+    let key = || base64::engine::general_purpose::STANDARD.encode(rand::random::<[u8; 32]>());
+    let (seal, master) = (folder.join("seal-keys"), folder.join("master-key"));
+    write_private(&seal, &format!("key-1:{}\n", key()));
+    write_private(&master, &key());
+    (seal, master)
+}
+
+fn write_private(path: &Path, text: &str) {
+    fs::write(path, text).expect("our folder");
     let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
     fs::set_permissions(path, private).expect("our file");
 }
