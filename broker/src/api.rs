@@ -25,7 +25,9 @@ use tower::ServiceBuilder;
 
 mod access;
 pub mod admin;
+pub mod audit;
 pub mod audit_bodies;
+mod batches;
 mod chat;
 mod code;
 mod direct;
@@ -33,19 +35,22 @@ mod documentation;
 mod edge;
 mod embeddings;
 mod error;
-pub mod events;
 mod fields;
+mod files;
 mod generations;
 mod inbound;
 mod infer;
 mod invokable;
 mod jobs;
+mod kept;
 mod language;
+pub(crate) mod line;
 mod messages;
 mod models;
 mod monitoring;
 mod openai;
 mod prompts;
+mod responses;
 mod state;
 mod stream;
 mod suggestion;
@@ -135,16 +140,29 @@ fn open() -> Router<Arc<ApiState>> {
         .route("/monitoring/ready", only_get(get(monitoring::ready)))
 }
 
-/// Jobs: what changes something has an audit record.
+/// Jobs, and what is made of them: what changes something has an audit record.
 fn kept(state: &Arc<ApiState>) -> Router<Arc<ApiState>> {
     let changing = Router::new()
         .route("/v1/jobs", post(jobs::submit))
         .route("/v1/jobs/{id}", delete(jobs::cancel))
+        .route("/v1/files", post(files::create))
+        .route("/v1/files/{id}", delete(files::remove))
+        .route("/v1/batches", post(batches::create))
+        .route("/v1/batches/{id}/cancel", post(batches::cancel))
+        .route("/v1/responses", post(responses::create))
+        .route("/v1/responses/{id}", delete(responses::remove))
+        .route("/v1/responses/{id}/cancel", post(responses::cancel))
         .route_layer(from_fn_with_state(Arc::clone(state), access::record));
     Router::new()
         .route("/v1/jobs", get(jobs::list))
         .route("/v1/jobs/{id}", get(jobs::one))
         .route("/v1/jobs/{id}/events", get(jobs::events))
+        .route("/v1/files", get(files::list))
+        .route("/v1/files/{id}", get(files::one))
+        .route("/v1/files/{id}/content", get(files::content))
+        .route("/v1/batches", get(batches::list))
+        .route("/v1/batches/{id}", get(batches::one))
+        .route("/v1/responses/{id}", get(responses::one))
         .merge(changing)
         .route_layer(from_fn(access::not_direct))
 }
@@ -201,7 +219,8 @@ impl Shape {
         let model = path
             .strip_prefix("/v1/models/")
             .is_some_and(|id| id != "definitions");
-        if openai.contains(&path) || model {
+        let bulk = matches!(path.split('/').nth(2), Some("files" | "batches" | "responses"));
+        if openai.contains(&path) || model || path.starts_with("/v1/") && bulk {
             return Self::OpenAi;
         }
         if path.starts_with("/v1/infer/") {

@@ -6,15 +6,23 @@
 //! request wait or loses a record.
 
 pub mod bodies;
+pub mod canonical;
+pub mod checkpoint;
+pub mod export;
 pub mod forward;
 pub mod keys;
+pub mod note;
+pub mod prove;
 pub mod reader;
+pub mod reads;
 pub mod redact;
 pub mod retention;
 pub mod sign_ins;
 pub mod sink;
 pub mod subtree;
 pub mod sweeper;
+pub mod tree;
+pub mod verify;
 pub mod writer;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -103,6 +111,7 @@ impl AuditLog {
                 is_judged: false,
                 held: None,
                 leaves: None,
+                job_over: None,
             }),
         }))
     }
@@ -141,6 +150,8 @@ struct State {
     held: Option<End>,
     /// Prompt and answer, where the feature's policy wants something of them.
     leaves: Option<Box<Leaves>>,
+    /// How it ends if nobody wants its answer any more because its job is over.
+    job_over: Option<(Outcome, &'static str)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -267,6 +278,16 @@ impl OpenRecord {
     /// or let go of, which lets it stand.
     pub(crate) fn judge_answer(&self) {
         self.state().is_judged = true;
+    }
+
+    /// The job that the request runs is over: it ends so, and not as if a client had left, unless it has ended.
+    pub(crate) fn note_job_over(&self, outcome: Outcome, reason: &'static str) {
+        self.state().job_over = Some((outcome, reason));
+    }
+
+    /// How it ends because its job is over, if it is.
+    pub(crate) fn job_over(&self) -> Option<(Outcome, &'static str)> {
+        self.state().job_over
     }
 
     /// Closes the record as refused, unless the queue has the request or the
@@ -411,6 +432,7 @@ impl Drop for Inner {
                 is_judged: false,
                 held: None,
                 leaves: None,
+                job_over: None,
             },
         );
         match state.phase {
@@ -423,7 +445,8 @@ impl Drop for Inner {
             }
             Phase::Early => {
                 self.log.metrics.refused_early.inc();
-                self.end_early(&mut state, Outcome::Cancelled, Some("client_gone"));
+                let (outcome, reason) = state.job_over.unwrap_or((Outcome::Cancelled, "client_gone"));
+                self.end_early(&mut state, outcome, Some(reason));
             }
             Phase::Admitted => {
                 // Every way out of the dispatch closes the record; this is the net below them.

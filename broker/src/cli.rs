@@ -39,6 +39,7 @@ use self::output::say;
   duo-broker serve
   duo-broker doctor                                       what is wrong, in words
   duo-broker audit search --since 10m --outcome failed
+  duo-broker audit verify --key audit-key.pub --checkpoints checkpoints
   duo-broker dead list --since 1h                         requests that were given up
   duo-broker jobs list --state dead                       work that nobody waits for
   duo-broker docs index /opt/gitlab/embedded/service/gitlab-rails/doc --version 18.9

@@ -14,6 +14,7 @@ use secrecy::SecretString;
 use crate::audit::bodies::{self, KeptFor};
 use crate::audit::forward;
 use crate::audit::redact::Rules;
+use crate::bulk::BulkConfig;
 use crate::jobs::JobsConfig;
 use crate::webhooks::schedule::Schedule;
 
@@ -43,6 +44,8 @@ pub struct Config {
     pub seal_keys_file: PathBuf,
     /// File of the keys that sign tokens for IDEs, the same for every broker; without it there are no such tokens.
     pub signing_keys_file: Option<PathBuf>,
+    /// How the audit log is signed.
+    pub audit: AuditConfig,
     /// Folder of `tokenizer.json` files, each named `MODEL.json` or `FAMILY.json`; models without one have their tokens estimated.
     pub tokenizer_dir: Option<PathBuf>,
     /// Private certificate authorities for GitLab.
@@ -51,10 +54,10 @@ pub struct Config {
     pub gitlab_sync: Option<GitlabSyncConfig>,
     /// How jobs are kept.
     pub jobs: JobsConfig,
+    /// How files and batches are kept.
+    pub bulk: BulkConfig,
     /// Telling receivers that jobs have ended.
     pub webhooks: WebhookConfig,
-    /// What the audit log keeps, and for how long.
-    pub audit: AuditConfig,
     /// Logs.
     pub log: LogConfig,
 }
@@ -130,9 +133,13 @@ pub struct WebhookConfig {
     pub timeout: Duration,
 }
 
-/// What the audit log keeps, and for how long.
+/// How the audit log is signed, what it keeps, and for how long.
 #[derive(Debug, Clone)]
 pub struct AuditConfig {
+    /// File of the keys that sign checkpoints; without it nothing is signed.
+    pub key_file: Option<PathBuf>,
+    /// File that this broker appends its checkpoints to.
+    pub checkpoint_file: Option<PathBuf>,
     /// File of the master keys; without it no feature may keep prompts and answers.
     pub master_key_file: Option<PathBuf>,
     /// What is kept of prompts and answers, and for how long.
@@ -195,12 +202,13 @@ impl Config {
                 )
                 .into(),
             signing_keys_file: env_ref.optional("DUO_SIGNING_KEYS_FILE").map(PathBuf::from),
+            audit: audit(env_ref),
             tokenizer_dir: env_ref.optional("DUO_TOKENIZER_DIR").map(PathBuf::from),
             gitlab_ca_file: env_ref.optional("DUO_GITLAB_CA_FILE").map(PathBuf::from),
             gitlab_sync: gitlab_sync(env_ref),
             jobs: jobs(env_ref),
+            bulk: bulk(env_ref),
             webhooks: webhooks(env_ref),
-            audit: audit(env_ref),
             log: LogConfig {
                 filter: env_ref.text("DUO_LOG", "info"),
                 format: env_ref.parse("DUO_LOG_FORMAT", LogFormat::Human),
@@ -252,6 +260,21 @@ fn jobs(env: &mut Env) -> JobsConfig {
     jobs
 }
 
+/// The longest batch has to be over before its file is removed.
+const MIN_FILES_KEPT: Duration = Duration::from_secs(9 * 24 * 3600);
+
+fn bulk(env: &mut Env) -> BulkConfig {
+    let usual = BulkConfig::default();
+    let bulk = BulkConfig {
+        files_kept: env.duration("DUO_FILES_FOR", usual.files_kept),
+        client_bytes: env.bytes("DUO_FILE_BYTES_PER_CLIENT", usual.client_bytes),
+    };
+    if bulk.files_kept < MIN_FILES_KEPT {
+        env.problem("DUO_FILES_FOR has to be at least 9d".into());
+    }
+    bulk
+}
+
 /// Bytes of one prompt or answer that are kept, unless a setting says otherwise.
 const BODY_BYTES: u64 = 1 << 20;
 
@@ -268,7 +291,9 @@ fn audit(env: &mut Env) -> AuditConfig {
         u16::MAX
     });
     let most = env.bytes("DUO_AUDIT_BODY_BYTES", BODY_BYTES);
-    AuditConfig {
+    let audit = AuditConfig {
+        key_file: env.optional("DUO_AUDIT_KEY_FILE").map(PathBuf::from),
+        checkpoint_file: env.optional("DUO_AUDIT_CHECKPOINT_FILE").map(PathBuf::from),
         master_key_file: env.optional("DUO_AUDIT_MASTER_KEY_FILE").map(PathBuf::from),
         bodies: bodies::Settings {
             kept_for,
@@ -279,7 +304,13 @@ fn audit(env: &mut Env) -> AuditConfig {
         },
         events_days,
         forward: forwarding(env),
+    };
+    if audit.checkpoint_file.is_some() && audit.key_file.is_none() {
+        env.problem(
+            "DUO_AUDIT_CHECKPOINT_FILE is set and DUO_AUDIT_KEY_FILE is not: nothing would be signed".into(),
+        );
     }
+    audit
 }
 
 fn forwarding(env: &mut Env) -> forward::Settings {
@@ -465,6 +496,7 @@ mod tests {
             ("DUO_NATS_ULR", "x"),
             ("DUO_WEBHOOK_SCHEDULE", "now"),
             ("DUO_WEBHOOK_TIMEOUT", "1h"),
+            ("DUO_AUDIT_CHECKPOINT_FILE", "/tmp/checkpoints"),
         ]);
         let problems = Config::read(env)
             .expect_err("it has problems")
@@ -479,6 +511,7 @@ mod tests {
             "DUO_NATS_ULR",
             "DUO_WEBHOOK_SCHEDULE",
             "DUO_WEBHOOK_TIMEOUT",
+            "DUO_AUDIT_KEY_FILE",
         ] {
             assert!(problems.contains(word), "{word} is missing in {problems}");
         }

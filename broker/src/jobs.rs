@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use duo_contract::audit::Outcome as Recorded;
 use duo_contract::name::{Lane, ModelName};
 use duo_contract::seal::SealKeys;
 use duo_process::metrics::register;
@@ -32,8 +33,8 @@ use uuid::Uuid;
 use crate::audit::AuditLog;
 use crate::dispatch::Dispatch;
 use crate::exchange::Exchange;
-use crate::store::jobs::{JobRow, NewJob, Waiting};
-use crate::store::{Store, StoreError};
+use crate::store::jobs::{Cursor, Filter, JobRow, NewJob, Page, Waiting};
+use crate::store::{Store, StoreError, in_time};
 use crate::webhooks::Webhooks;
 use accept::{AcceptError, Submission};
 use settle::Word;
@@ -46,6 +47,10 @@ pub const LONGEST_DEADLINE: Duration = Duration::from_secs(7 * 24 * 3600);
 pub const DEADLINE: Duration = Duration::from_secs(24 * 3600);
 /// How long an idempotency key is remembered.
 pub const KEY_KEPT: Duration = Duration::from_secs(24 * 3600);
+/// How long a client that looks at a job, or cancels one, waits for Postgres.
+pub const LOOKED_WITHIN: Duration = Duration::from_secs(5);
+/// How long one that lists jobs does; a list may have to read much.
+const LISTED_WITHIN: Duration = Duration::from_secs(20);
 /// Runs that the system may fail before a job is dead.
 const MOST_FAILURES: i32 = 5;
 
@@ -125,13 +130,46 @@ struct Running {
     run: i32,
     lane: Lane,
     model: ModelName,
-    stop: oneshot::Sender<()>,
+    stop: oneshot::Sender<Stopped>,
+}
+
+/// Why a run stops before its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stopped {
+    /// Somebody cancelled the job.
+    Cancelled,
+    /// Its deadline passed.
+    Expired,
+    /// Its row is not this run's any more: an order was lost, or this broker was taken for dead.
+    TakenOver,
+}
+
+impl Stopped {
+    /// How the run's audit record ends.
+    fn recorded(self) -> (Recorded, &'static str) {
+        match self {
+            Self::Cancelled => (Recorded::Cancelled, "job_cancelled"),
+            Self::Expired => (Recorded::Expired, "job_deadline"),
+            Self::TakenOver => (Recorded::Cancelled, "job_taken_over"),
+        }
+    }
 }
 
 /// What waits in Postgres, as it was seconds ago.
 #[derive(Debug, Default)]
 struct Backlog {
     lines: Vec<Waiting>,
+}
+
+impl Backlog {
+    /// Jobs of all clients, by lane and model.
+    fn sums(&self) -> HashMap<(Lane, &ModelName), u64> {
+        let mut sums = HashMap::new();
+        for line in &self.lines {
+            *sums.entry((line.lane, &line.model)).or_default() += line.count;
+        }
+        sums
+    }
 }
 
 /// What jobs tell of themselves.
@@ -315,18 +353,27 @@ impl Jobs {
     /// # Errors
     /// Postgres is away, or the result cannot be opened.
     pub async fn find(&self, id: Uuid) -> Result<Option<Found>, FindError> {
-        let Some(row) = self.store().job(id).await? else {
+        let Some(row) = in_time(LOOKED_WITHIN, self.store().job(id)).await? else {
             return Ok(None);
         };
         let ended = row.ended_at.filter(|_| row.state == JobState::Succeeded);
         let Some(ended) = ended else {
             return Ok(Some(Found::Job(Box::new(row), None)));
         };
-        let Some(sealed) = self.store().job_result(id, ended).await? else {
+        let sealed = in_time(LOOKED_WITHIN, self.store().job_result(id, ended));
+        let Some(sealed) = sealed.await? else {
             return Ok(Some(Found::ResultGone(Box::new(row))));
         };
         let outcome = Outcome::open(id, &sealed, self.keys())?;
         Ok(Some(Found::Job(Box::new(row), Some(outcome))))
+    }
+
+    /// One page of jobs, newest first.
+    ///
+    /// # Errors
+    /// Postgres is away, or it takes long.
+    pub async fn page(&self, filter: &Filter, limit: u32, after: Option<Cursor>) -> Result<Page, StoreError> {
+        in_time(LISTED_WITHIN, self.store().jobs_page(filter, limit, after)).await
     }
 
     /// Cancels a job that is not over, wherever it is; does nothing to one that is.
@@ -335,24 +382,58 @@ impl Jobs {
     /// Postgres is away.
     pub async fn cancel(&self, id: Uuid, by: &str) -> Result<(), StoreError> {
         let message = format!("cancelled by {by}");
-        if self.store().cancel_job(id, "cancelled", &message).await? {
+        let cancelled = in_time(LOOKED_WITHIN, self.store().cancel_job(id, "cancelled", &message));
+        if cancelled.await? {
             self.parts()
                 .metrics
                 .ended
                 .with_label_values(&[JobState::Cancelled.as_str()])
                 .inc();
             self.parts().webhooks.wake();
-            self.stop(id);
-            settle::order(self, id).await;
+            self.stop(id, Stopped::Cancelled);
+            settle::order(self, id, Stopped::Cancelled).await;
         }
         Ok(())
     }
 
+    /// How many more jobs of a client may wait, as counted seconds ago.
+    pub(crate) fn room_for(&self, client: &str) -> u64 {
+        let (config, backlog) = (self.parts().config, self.backlog());
+        let (mut all, mut own) = (0, 0);
+        for line in &backlog.lines {
+            all += line.count;
+            if line.client == client {
+                own += line.count;
+            }
+        }
+        config
+            .client_backlog
+            .saturating_sub(own)
+            .min(config.backlog.saturating_sub(all))
+    }
+
+    /// So many jobs are in Postgres that did not come by [`Jobs::submit`].
+    pub(crate) fn note_accepted(&self, count: usize) {
+        self.parts().metrics.accepted.inc_by(count as u64);
+        self.0.room.notify_one();
+    }
+
+    /// So many jobs were cancelled together, and those that a broker runs are to stop.
+    pub(crate) async fn note_cancelled(&self, cancelled: &[(Uuid, bool)]) {
+        let ended = &self.parts().metrics.ended;
+        let counter = ended.with_label_values(&[JobState::Cancelled.as_str()]);
+        counter.inc_by(cancelled.len() as u64);
+        for (id, _) in cancelled.iter().filter(|(_, is_owned)| *is_owned) {
+            self.stop(*id, Stopped::Cancelled);
+            settle::order(self, *id, Stopped::Cancelled).await;
+        }
+    }
+
     /// Stops this broker's run of a job, if it has one: what it had sent is taken back.
-    fn stop(&self, id: Uuid) {
+    fn stop(&self, id: Uuid, why: Stopped) {
         if let Some(running) = self.running().remove(&id) {
             // It may have ended by itself.
-            let _ = running.stop.send(());
+            let _ = running.stop.send(why);
         }
     }
 
@@ -373,7 +454,7 @@ impl Jobs {
         let ahead = if row.owner.is_some() {
             0
         } else {
-            let own = self.store().own_jobs_ahead(row).await?;
+            let own = in_time(LOOKED_WITHIN, self.store().own_jobs_ahead(row)).await?;
             let backlog = self.backlog();
             let others = backlog
                 .lines

@@ -9,6 +9,7 @@ pub mod admission;
 pub mod api;
 pub mod audit;
 pub mod auth;
+pub mod bulk;
 pub mod caller;
 pub(crate) mod chunk;
 pub mod config;

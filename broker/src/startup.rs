@@ -21,7 +21,10 @@ use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, oneshot};
 
-use files::{certificates, http_client, read_keys, read_master_keys, read_signing_keys, read_tokenizers};
+use files::{
+    certificates, http_client, read_audit_keys, read_keys, read_master_keys, read_signing_keys,
+    read_tokenizers,
+};
 
 use crate::admission::Admission;
 use crate::api::admin::AdminState;
@@ -30,9 +33,10 @@ use crate::audit::bodies::{Bodies, BodyMetrics};
 use crate::audit::forward::ForwardMetrics;
 use crate::audit::keys::DataKeys;
 use crate::audit::reader::Reader;
-use crate::audit::{AuditLog, forward, retention, sign_ins, sink, sweeper, writer};
+use crate::audit::{AuditLog, checkpoint, forward, retention, sign_ins, sink, sweeper, writer};
 use crate::auth::direct::SigningKeys;
 use crate::auth::{AuthConfig, Authenticator};
+use crate::bulk::{self, Bulk};
 use crate::config::{Config, QueueConfig};
 use crate::dispatch::storing::{self, Storing};
 use crate::dispatch::{Dispatch, Parts, bundles, chores, dead, questions, supersede, watch};
@@ -176,14 +180,11 @@ pub async fn run(
     );
 
     let exchange = Exchange::new(routing.clone(), admission, audit.clone(), dispatch.clone());
-    let run_by = (
-        exchange.clone(),
-        audit.clone(),
-        dispatch.clone(),
-        webhooks.clone(),
-    );
+    let run_by = (&exchange, &audit, &dispatch, &webhooks);
     let parts = job_parts(&config, &registry, (&store, &nats), run_by);
     let (jobs, jobs_settled) = Jobs::start(parts, &shutdown, &background, &closing);
+    let parts = bulk_parts(&config, &store, (&exchange, &dispatch, &jobs));
+    let bulk = Bulk::start(parts, &shutdown, &background);
     let state = ApiState {
         exchange,
         authenticator,
@@ -191,13 +192,13 @@ pub async fn run(
         audit,
         documentation: Some(Documentation::new(store.clone())),
         jobs: Some(jobs.clone()),
+        bulk: Some(bulk),
         readiness: Arc::new({
             let readiness = readiness.clone();
             move || readiness.blockers().is_empty()
         }),
     };
-    let admin = administration(&state, &dispatch, (&nats, &store), webhooks);
-    let app = api::router(Arc::new(state), Some(for_auditors(&config, store)?), Some(admin));
+    let app = application(&config, state, &dispatch, (&nats, &store), webhooks)?;
     first_configuration(first, (&bodies, &routing), &shutdown).await?;
     tracing::info!(broker = config.name, listen = %api_listener.local_addr()?, "serving");
     let under_way = front::UnderWay {
@@ -247,19 +248,52 @@ fn job_parts(
     config: &Config,
     registry: &Registry,
     (store, nats): (&Store, &Nats),
-    (exchange, audit, dispatch, webhooks): (Exchange, AuditLog, Dispatch, Webhooks),
+    (exchange, audit, dispatch, webhooks): (&Exchange, &AuditLog, &Dispatch, &Webhooks),
 ) -> jobs::Parts {
     jobs::Parts {
         broker: config.name.clone(),
         config: config.jobs,
         store: store.clone(),
-        dispatch,
-        exchange,
-        audit,
+        dispatch: dispatch.clone(),
+        exchange: exchange.clone(),
+        audit: audit.clone(),
         nats: nats.clone(),
-        webhooks,
+        webhooks: webhooks.clone(),
         metrics: JobMetrics::register(registry),
     }
+}
+
+fn bulk_parts(
+    config: &Config,
+    store: &Store,
+    (exchange, dispatch, jobs): (&Exchange, &Dispatch, &Jobs),
+) -> bulk::Parts {
+    bulk::Parts {
+        broker: config.name.clone(),
+        config: config.bulk,
+        lease: config.jobs.lease,
+        results_kept: config.jobs.results_kept,
+        store: store.clone(),
+        dispatch: dispatch.clone(),
+        exchange: exchange.clone(),
+        jobs: jobs.clone(),
+    }
+}
+
+/// The API with all that it has for auditors and administrators.
+fn application(
+    config: &Config,
+    state: ApiState,
+    dispatch: &Dispatch,
+    (nats, store): (&Nats, &Store),
+    webhooks: Webhooks,
+) -> anyhow::Result<axum::Router> {
+    let admin = administration(&state, dispatch, (nats, store), webhooks);
+    let masters = read_master_keys(config.audit.master_key_file.as_deref())?;
+    let reader = Reader::new(store.clone(), masters, &config.name);
+    let audit_log =
+        api::audit::router(store.clone(), state.audit.clone()).merge(api::audit_bodies::router(reader));
+    Ok(api::router(Arc::new(state), Some(audit_log), Some(admin)))
 }
 
 fn administration(
@@ -424,13 +458,6 @@ fn audit_log(
     Ok((audit, bodies))
 }
 
-/// What auditors may ask.
-fn for_auditors(config: &Config, store: Store) -> anyhow::Result<axum::Router> {
-    let masters = read_master_keys(config.audit.master_key_file.as_deref())?;
-    let reader = Reader::new(store.clone(), masters, &config.name);
-    Ok(api::events::router(store).merge(api::audit_bodies::router(reader)))
-}
-
 /// A broker that cannot keep what it should does not start; one whose configuration comes to ask for it later says so
 /// and keeps digests.
 fn can_keep(bodies: &Bodies, routing: &Routing) -> anyhow::Result<()> {
@@ -450,7 +477,7 @@ fn can_keep(bodies: &Bodies, routing: &Routing) -> anyhow::Result<()> {
     )
 }
 
-/// Brings audit records into Postgres, and an end to those that would have none.
+/// Brings audit records into Postgres, signed ones where there is a key, and an end to those that would have none.
 fn keep_records(
     background: &Shutdown,
     registry: &Registry,
@@ -478,7 +505,31 @@ fn keep_records(
     );
     let gauges = sweeper::SweeperMetrics::register(registry);
     background.spawn("sweeper", sweeper::run(sweeper, gauges, background.clone()));
-    forward_records(background, registry, config, store)
+    forward_records(background, registry, config, store)?;
+    sign_records(background, registry, config, store)
+}
+
+/// Keeps the audit log's hash tree and signs it, where there is a key.
+fn sign_records(
+    background: &Shutdown,
+    registry: &Registry,
+    config: &Config,
+    store: &Store,
+) -> anyhow::Result<()> {
+    let Some(keys) = read_audit_keys(config.audit.key_file.as_deref())? else {
+        return Ok(());
+    };
+    let parts = checkpoint::Parts {
+        store: store.clone(),
+        keys,
+        file: config.audit.checkpoint_file.clone(),
+    };
+    let metrics = checkpoint::CheckpointMetrics::register(registry);
+    background.spawn(
+        "audit checkpoints",
+        checkpoint::run(parts, metrics, background.clone()),
+    );
+    Ok(())
 }
 
 /// Keeps the gauges of the queue true, and streams and consumers there.

@@ -7,19 +7,27 @@
 pub mod api_tokens;
 pub mod audit_bodies;
 pub mod audit_events;
+pub mod audit_export;
+pub mod audit_facets;
 pub mod audit_forwards;
+pub mod audit_generate;
 pub mod audit_holds;
 pub mod audit_keys;
 pub mod audit_late_ends;
 pub mod audit_open;
+pub mod audit_reads;
 pub mod audit_rejects;
 pub mod audit_retention;
+pub mod audit_search;
+pub mod audit_tree;
+pub mod batches;
 pub mod change;
 pub mod change_records;
 pub mod config_outbox;
 pub mod config_revision;
 pub mod documentation;
 pub mod features;
+pub mod files;
 pub mod gitlab_sync;
 pub mod issuers;
 pub mod jobs;
@@ -44,6 +52,9 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
 pub struct PoolConfig {
     /// Connections at most; the broker's own tasks (audit, its retention, two that forward it, sweeper, relay, four of jobs,
     /// webhooks) may want one each, the rest is for reading and changing.
+    /// Connections at most; the broker's own tasks (audit, checkpoints, sweeper, relay, four of jobs, batches, webhooks) may want
+    /// one each, the
+    /// rest is for reading and changing.
     pub max_connections: u32,
     /// How long a caller waits for a connection, connecting included.
     pub acquire_timeout: Duration,
@@ -131,6 +142,19 @@ fn passes_by_itself(code: &str) -> bool {
         .iter()
         .any(|class| code.starts_with(class))
         || matches!(code, "55P03" | "25006" | "28000" | "28P01" | "3D000")
+}
+
+/// What `statement` gives, within a time that somebody can wait for: a Postgres that hangs answers nothing at all.
+///
+/// # Errors
+/// [`StoreError::Unavailable`] after that time, and those of the statement.
+pub async fn in_time<T>(
+    within: Duration,
+    statement: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    tokio::time::timeout(within, statement)
+        .await
+        .unwrap_or(Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut)))
 }
 
 /// One migration, as `migrate` tells of it.
@@ -223,7 +247,12 @@ impl Store {
             r#"SELECT current_setting('server_version_num')::int AS "version!",
                       current_setting('server_version') AS "version_text!",
                       clock_timestamp() AS "now!",
-                      has_schema_privilege(current_schema(), 'CREATE') AS "may_create!",
+                      has_schema_privilege(current_schema(), 'CREATE')
+                          OR coalesce((SELECT bool_and(prosecdef AND has_function_privilege(oid, 'EXECUTE'))
+                                       FROM pg_proc
+                                       WHERE pronamespace = current_schema()::regnamespace
+                                         AND proname IN ('create_audit_partition', 'create_job_partitions')),
+                                      false) AS "may_create!",
                       pg_is_in_recovery() AS "standby!""#
         )
         .fetch_one(&self.pool)
@@ -247,13 +276,15 @@ impl Store {
                FROM (SELECT what, of
                      FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS what,
                           unnest(ARRAY['models', 'features', 'support_levels', 'prompts', 'issuers', 'config_outbox',
-                                       'job_keys', 'job_owners',
+                                       'job_keys', 'job_owners', 'files', 'file_chunks', 'responses',
                                        'webhook_receivers', 'webhook_secrets', 'webhook_deliveries']) AS of
                      UNION ALL
                      SELECT what, of
                      FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS what,
-                          unnest(ARRAY['config_revision', 'api_tokens', 'gitlab_sync', 'jobs', 'audit_keys',
-                                       'audit_holds', 'audit_forwards']) AS of
+                          unnest(ARRAY['config_revision', 'api_tokens', 'gitlab_sync', 'jobs', 'batches', 'audit_counts',
+                                       'audit_days', 'audit_keys', 'audit_holds', 'audit_forwards']) AS of
+                     UNION ALL
+                     SELECT what, 'audit_head' FROM unnest(ARRAY['SELECT', 'UPDATE']) AS what
                      UNION ALL
                      SELECT 'SELECT', of FROM unnest(ARRAY['documentation_versions', 'documentation_sections']) AS of
                      UNION ALL
@@ -261,6 +292,7 @@ impl Store {
                      FROM unnest(ARRAY['SELECT', 'INSERT']) AS what,
                           unnest(ARRAY['change_records', 'audit_events', 'audit_late_ends', 'audit_rejects',
                                        'audit_bodies',
+                                       'audit_tiles', 'audit_checkpoints',
                                        'job_inputs', 'job_results',
                                        'webhook_attempts']) AS of
                     ) AS needed
@@ -281,7 +313,7 @@ pub struct ServerFacts {
     pub version_text: String,
     /// Its clock.
     pub now: time::OffsetDateTime,
-    /// May this user make tables, which every day's partition is?
+    /// May this user make tables, which every day's partition is, or do the functions that make these work for it?
     pub may_create: bool,
     /// Is it read-only?
     pub standby: bool,

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "store/search.rs"]
+mod search;
 #[path = "support/servers.rs"]
 mod servers;
 
@@ -11,12 +13,14 @@ use std::time::Duration;
 use async_nats::jetstream;
 use duo_broker::audit::writer::{self, WriterMetrics};
 use duo_broker::config_file::{self, Applied, ApplyError};
+use duo_broker::jobs::state::JobState;
 use duo_broker::relay;
 use duo_broker::store::api_tokens::NewToken;
-use duo_broker::store::audit_events::{Cursor, Filter};
 use duo_broker::store::audit_open::Place;
+use duo_broker::store::audit_search::{Cursor, Filter};
+use duo_broker::store::jobs::{Fence, JobEnd};
 use duo_broker::store::support_levels::level_of;
-use duo_broker::store::{Store, StoreError};
+use duo_broker::store::{PoolConfig, Store, StoreError};
 use duo_contract::audit::{AuditKind, AuditRecord, End, Outcome, What, Who};
 use duo_contract::name::{FeatureName, Lane, ModelName};
 use duo_contract::snapshot::{ConfigSnapshot, IdentitySnapshot, PromptOverride, Role, SupportLevel};
@@ -1079,4 +1083,116 @@ async fn the_writer_empties_the_stream_into_postgres_and_survives_its_absence() 
         total("duo_audit_batches_total") < 300.0,
         "records are written in batches"
     );
+}
+
+#[tokio::test]
+async fn only_a_broker_whose_own_word_holds_takes_jobs_of_one_that_died() {
+    let database = Database::create().await;
+    let store = &database.store;
+    let minute = Duration::from_secs(60);
+    let today = duo_process::clock::now().date();
+    store.create_job_partitions(today).await.unwrap();
+    let owned = "WITH job AS (
+        INSERT INTO jobs (day, id, client, client_limit, who, feature, model, lane, config_revision, deadline, owner, run)
+        SELECT (now() AT TIME ZONE 'UTC')::date, gen_random_uuid(), 'c', 8, '{}', 'f', 'm', 'background', 1,
+               now() + interval '1 day', owner, 1
+        FROM unnest(ARRAY['dead', 'alive']) AS owner RETURNING id)
+        SELECT count(*) FROM job";
+    assert_eq!(database.count(owned).await, 2);
+    store.say_alive("alive", minute).await.unwrap();
+    assert_eq!(store.recover_jobs("me", 10).await.unwrap(), 0, "it never spoke");
+    store.say_alive("me", Duration::ZERO).await.unwrap();
+    assert_eq!(
+        store.recover_jobs("me", 10).await.unwrap(),
+        0,
+        "its word has run out"
+    );
+    store.say_alive("me", minute).await.unwrap();
+    assert_eq!(store.recover_jobs("me", 10).await.unwrap(), 1);
+    let left = "SELECT count(*) FROM jobs WHERE owner = 'alive'";
+    assert_eq!(database.count(left).await, 1);
+}
+
+/// Jobs of today: so many that have ended, and some that wait.
+async fn fill_jobs(database: &Database, ended: i64, waiting: i64) {
+    let filled = format!(
+        "WITH job AS (
+             INSERT INTO jobs (day, id, client, client_limit, who, state, feature, model, lane, config_revision,
+                               deadline, ended_at)
+             SELECT (now() AT TIME ZONE 'UTC')::date,
+                    (lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint), 12, '0') || '7000' || '8000'
+                        || lpad(to_hex(n), 12, '0'))::uuid,
+                    'c', 100, '{{\"auth\": \"api_token\"}}', CASE WHEN n > {waiting} THEN 'succeeded' ELSE 'queued' END,
+                    'duo_chat', 'm', 'background', 1, now() + interval '1 day', CASE WHEN n > {waiting} THEN now() END
+             FROM generate_series(1, {ended} + {waiting}) AS n RETURNING id)
+         SELECT count(*) FROM job"
+    );
+    assert_eq!(database.count(&filled).await, ended + waiting);
+}
+
+/// A run of each statement that finds jobs to change; how many were taken and ended.
+async fn take_and_end(store: &Store) -> (usize, usize) {
+    let model = ModelName::parse("m").unwrap();
+    let line = (Lane::Background, &model);
+    let (taken, _) = store.take_jobs("me", line, 64, 64, "").await.unwrap();
+    let fences: Vec<_> = taken
+        .iter()
+        .map(|job| Fence {
+            id: job.id,
+            owner: "me".to_owned(),
+            run: job.run,
+        })
+        .collect();
+    store.note_started(&fences).await.unwrap();
+    let ends: Vec<_> = fences.iter().cloned().map(failed).collect();
+    let ended = store.end_jobs(&ends).await.unwrap();
+    store.expire_jobs(10).await.unwrap();
+    store.say_alive("me", Duration::from_secs(60)).await.unwrap();
+    store.recover_jobs("me", 10).await.unwrap();
+    (taken.len(), ended.len())
+}
+
+fn failed(fence: Fence) -> JobEnd {
+    JobEnd {
+        fence,
+        state: JobState::Failed,
+        request_id: None,
+        started_at: None,
+        worker: None,
+        reason: None,
+        message: None,
+        upstream_status: None,
+        input_tokens: None,
+        output_tokens: None,
+        result: None,
+    }
+}
+
+#[tokio::test]
+async fn what_has_ended_is_not_read_to_find_what_waits() {
+    const WAITING: usize = 20;
+    let database = Database::create().await;
+    let today = duo_process::clock::now().date();
+    database.store.create_job_partitions(today).await.unwrap();
+    let pool = PoolConfig {
+        max_connections: 1,
+        ..PoolConfig::default()
+    };
+    let url = secrecy::SecretString::from(database.url.clone());
+    let store = Store::connect(&url, pool).unwrap();
+    // Plans that were made while there was nothing are the ones that are used for the rest of the day.
+    for _ in 0..6 {
+        assert_eq!(take_and_end(&store).await, (0, 0));
+    }
+    fill_jobs(&database, 20_000, WAITING as i64).await;
+    assert_eq!(take_and_end(&store).await, (WAITING, WAITING));
+    // A connection that ends tells what it has read.
+    let ended = "WITH told AS MATERIALIZED (SELECT pid FROM pg_stat_activity WHERE application_name = 'duo-broker' \
+                 AND datname = current_database() AND pid <> pg_backend_pid()) \
+                 SELECT count(*) FROM told WHERE pg_terminate_backend(pid, 5000)";
+    assert!(database.count(ended).await > 0);
+    let read = "SELECT (sum(seq_tup_read) + sum(coalesce(idx_tup_fetch, 0)))::bigint FROM pg_stat_user_tables \
+                WHERE relname LIKE 'jobs\\_%'";
+    let read = database.count(read).await;
+    assert!(read < 1000, "{read} rows were read to take and end {WAITING}");
 }

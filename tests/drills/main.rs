@@ -165,3 +165,8 @@ async fn a_refusal_reaches_who_still_sends_megabytes() {
 async fn accepted_jobs_end_once_and_well_whatever_fails() {
     passes("jobs").await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backlog_of_jobs_keeps_nobody_waiting_for_a_first_token() {
+    passes("jobs-flood").await;
+}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 import urllib.request
 
 import openai
@@ -131,6 +132,112 @@ def errors():
         stream.close()
 
 
+def wait_for(look, over):
+    """Asks again and again, as users do, for at most a minute."""
+    until = time.monotonic() + 60
+    while True:
+        found = look()
+        if over(found.status):
+            return found
+        assert time.monotonic() < until, found
+        time.sleep(0.1)
+
+
+def batch_of(endpoint, bodies):
+    lines = [
+        json.dumps({"custom_id": f"q{number}", "method": "POST", "url": endpoint, "body": body})
+        for number, body in enumerate(bodies)
+    ]
+    file = client.files.create(file=("questions.jsonl", "\n".join(lines).encode()), purpose="batch")
+    assert (file.object, file.purpose, file.filename) == ("file", "batch", "questions.jsonl"), file
+    batch = client.batches.create(
+        input_file_id=file.id, endpoint=endpoint, completion_window="24h", metadata={"night": "1"}
+    )
+    return file, batch
+
+
+def over(status):
+    return status in ("completed", "failed", "expired", "cancelled")
+
+
+def files_and_batches():
+    bodies = [{"model": "mistral", "messages": QUESTION, "max_tokens": 3 + number} for number in range(5)]
+    bodies.append({**bodies[0], "temperature": -1})
+    file, batch = batch_of("/v1/chat/completions", bodies)
+    batch = wait_for(lambda: client.batches.retrieve(batch.id), over)
+    assert batch.status == "completed" and batch.metadata == {"night": "1"}, batch
+    counts = batch.request_counts
+    assert (counts.total, counts.completed, counts.failed) == (6, 5, 1), counts
+    assert batch.usage.output_tokens == sum(range(3, 8)), batch.usage
+    answers = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
+    assert [answer["custom_id"] for answer in answers] == [f"q{number}" for number in range(5)], answers
+    for body, answer in zip(bodies, answers):
+        live = client.chat.completions.create(**body).choices[0].message.content
+        assert answer["response"]["body"]["choices"][0]["message"]["content"] == live, answer
+    (wrong,) = client.files.content(batch.error_file_id).text.splitlines()
+    assert json.loads(wrong)["response"]["status_code"] == 400, wrong
+
+    _, vectors = batch_of("/v1/embeddings", [{"model": "mistral", "input": "hello"}])
+    vectors = wait_for(lambda: client.batches.retrieve(vectors.id), over)
+    (answer,) = client.files.content(vectors.output_file_id).text.splitlines()
+    assert len(json.loads(answer)["response"]["body"]["data"][0]["embedding"]) == 64, answer
+
+    _, failed = batch_of("/v1/completions", [{"model": "nothing", "prompt": "a"}])
+    failed = wait_for(lambda: client.batches.retrieve(failed.id), over)
+    assert failed.status == "failed" and failed.errors.data[0].code == "model_not_found", failed
+    assert failed.errors.data[0].line == 1, failed
+    assert [found.id for found in client.batches.list(limit=1)] == [failed.id, vectors.id, batch.id]
+    # Page by page.
+    ids = [found.id for found in client.files.list(limit=2)]
+    assert len(ids) == len(set(ids)) == 6 and file.id in ids, ids
+    assert client.files.retrieve(file.id).bytes == file.bytes
+    expect(openai.ConflictError, lambda: client.batches.cancel(batch.id))
+    expect(openai.NotFoundError, lambda: client.batches.retrieve("batch_nothing"))
+    error = expect(openai.BadRequestError, lambda: client.files.create(file=b"{}", purpose="fine-tune"))
+    assert error.param == "purpose", error.body
+    assert client.files.delete(file.id).deleted
+    expect(openai.NotFoundError, lambda: client.files.content(file.id))
+
+
+def responses():
+    ask = client.responses.create
+    whole = ask(model="mistral", input="hello", max_output_tokens=12)
+    assert whole.status == "incomplete" and whole.output_text, whole
+    left = ask(model="mistral", input="hello", max_output_tokens=12, background=True, metadata={"a": "b"})
+    assert left.status == "queued" and left.id.startswith("resp_"), left
+    done = wait_for(lambda: client.responses.retrieve(left.id), lambda status: status not in ("queued", "in_progress"))
+    assert done.output_text == whole.output_text and done.metadata == {"a": "b"}, done
+    assert done.incomplete_details.reason == "max_output_tokens" and done.usage.output_tokens == 12, done
+
+    talk = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": [{"type": "input_text", "text": "hello"}]},
+    ]
+    events = list(ask(model="mistral", input=talk, background=True, stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events))), events
+    said = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert events[-1].type == "response.completed" and events[-1].response.output_text == said, events[-1]
+    id = events[0].response.id
+    for seen in (0, 4, len(events) - 2):
+        rest = list(client.responses.retrieve(id, stream=True, starting_after=seen))
+        assert rest == events[seen + 1 :], (seen, rest)
+
+    set_sim({"pace_ms": 100, "tokens": 300})
+    long = ask(model="mistral", input="hello", background=True)
+    assert client.responses.cancel(long.id).status == "cancelled"
+    set_sim({"pace_ms": 0, "tokens": 16})
+    client.responses.delete(long.id)
+    expect(openai.NotFoundError, lambda: client.responses.retrieve(long.id))
+    error = expect(
+        openai.BadRequestError, lambda: ask(model="mistral", input="hello", tools=[{"type": "web_search"}])
+    )
+    assert error.param == "tools", error.body
+    error = expect(
+        openai.BadRequestError, lambda: ask(model="mistral", input="hello", previous_response_id="resp_1")
+    )
+    assert error.param == "previous_response_id", error.body
+
+
 def set_sim(change):
     request = urllib.request.Request(
         SIM + "/control", json.dumps(change).encode(), {"content-type": "application/json"}, method="PATCH"
@@ -138,6 +245,6 @@ def set_sim(change):
     urllib.request.urlopen(request).read()
 
 
-for check in (chat, completions, embeddings, tools_and_unknown_fields, models, errors):
+for check in (chat, completions, embeddings, tools_and_unknown_fields, models, files_and_batches, responses, errors):
     check()
     print(f"{check.__name__}: fine")

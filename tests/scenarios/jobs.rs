@@ -365,6 +365,11 @@ async fn a_cancelled_job_stops_its_gpu_and_one_that_waits_never_begins() {
     assert_eq!(again["error"]["code"], "cancelled");
     assert_eq!(cluster.sim.stats().started, 1, "the others never began");
     cluster.assert_clean().await;
+    let recorded = "SELECT count(*) FROM audit_events WHERE route = 'job' AND outcome = 'cancelled' AND worker IS NOT NULL \
+                    AND reason = 'job_cancelled'";
+    assert_eq!(cluster.database.count(recorded).await, Ok(1));
+    let as_client = "SELECT count(*) FROM audit_events WHERE route = 'job' AND reason = 'client_gone'";
+    assert_eq!(cluster.database.count(as_client).await, Ok(0));
 }
 
 #[tokio::test]
@@ -469,6 +474,21 @@ async fn a_job_whose_time_runs_out_expires_and_says_so() {
 }
 
 #[tokio::test]
+async fn a_job_that_runs_out_of_time_is_recorded_as_expired() {
+    let cluster = Cluster::builder().sim(slow(2000, 50)).start().await;
+    let mut body = asked("too long", 2000);
+    body["deadline"] = json!(3);
+    let id = accepted(&cluster, &body).await;
+    in_state(&cluster, &id, "expired").await;
+    cluster.sim_shows(|stats| stats.running == 0).await;
+    cluster.assert_clean().await;
+    let expired = "SELECT count(*) FROM audit_events WHERE route = 'job' AND outcome = 'expired' AND worker IS NOT NULL";
+    assert_eq!(cluster.database.count(expired).await, Ok(1));
+    let cancelled = "SELECT count(*) FROM audit_events WHERE route = 'job' AND outcome = 'cancelled'";
+    assert_eq!(cluster.database.count(cancelled).await, Ok(0));
+}
+
+#[tokio::test]
 async fn what_the_model_server_calls_bad_fails_and_what_passes_is_tried_again() {
     let cluster = Cluster::builder().start().await;
     cluster
@@ -516,6 +536,97 @@ async fn postgres_away_costs_time_and_no_job() {
     let done = in_state(&cluster, &id, "succeeded").await;
     assert_eq!(done["result"]["text"], answer_to("slowly", 40));
     assert_eq!(done["runs"], 1, "{done}");
+    cluster.assert_clean().await;
+}
+
+#[tokio::test]
+async fn after_a_postgres_that_hung_nobody_takes_what_others_run() {
+    const JOBS: usize = 6;
+    const WORDS: usize = 160;
+    let cluster = Cluster::builder()
+        .own_postgres()
+        .sim(slow(160, 50))
+        .brokers(2)
+        .broker_env("DUO_JOB_LEASE", "4s")
+        .start()
+        .await;
+    let mut ids = Vec::new();
+    for number in 0..JOBS {
+        ids.push(accepted(&cluster, &asked(&format!("hung {number}"), WORDS)).await);
+    }
+    for id in &ids {
+        in_state(&cluster, id, "running").await;
+    }
+    let postgres = cluster.postgres.as_ref().expect("its own");
+    postgres.freeze(true);
+    let frozen = Instant::now();
+    // The answers take twice as long as a lease.
+    cluster.sim_shows(|stats| stats.running == 0).await;
+    assert!(
+        frozen.elapsed() > Duration::from_secs(5),
+        "{:?} is no longer than a lease",
+        frozen.elapsed()
+    );
+    postgres.freeze(false);
+    for (number, id) in ids.iter().enumerate() {
+        let done = in_state(&cluster, id, "succeeded").await;
+        assert_eq!(
+            done["result"]["text"],
+            answer_to(&format!("hung {number}"), WORDS),
+            "{done}"
+        );
+        assert_eq!(done["runs"], 1, "its run was thrown away: {done}");
+    }
+    let results = "SELECT count(*) FROM job_results";
+    assert_eq!(cluster.database.count(results).await, Ok(6));
+    assert_eq!(cluster.sim.stats().started, JOBS as u64, "none ran twice");
+    cluster.assert_clean().await;
+}
+
+#[tokio::test]
+async fn nobody_waits_for_postgres_without_end() {
+    let mut cluster = Cluster::builder().own_postgres().sim(slow(300, 50)).start().await;
+    let id = accepted(&cluster, &asked("looked at", 300)).await;
+    in_state(&cluster, &id, "running").await;
+    let path = format!("{PATH}/{id}");
+    let events = format!("{path}/events");
+    let mut follower = get(&cluster, &events).open().await;
+    follower.until(|so_far| so_far.contains("event: text")).await;
+    cluster.postgres.as_ref().expect("its own").freeze(true);
+    let asked_at = Instant::now();
+    let delete = cluster
+        .call(Method::DELETE, &format!("{PATH}/{}", uuid::Uuid::now_v7()))
+        .token(&cluster.client_token);
+    let looks = [
+        get(&cluster, &path),
+        get(&cluster, &events),
+        get(&cluster, PATH),
+        delete,
+    ];
+    let looks = futures_util::future::join_all(looks.map(Call::send)).await;
+    for answer in looks {
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{answer}");
+        assert_eq!(answer.json()["error"], "database_unavailable", "{answer}");
+    }
+    assert!(
+        asked_at.elapsed() < Duration::from_secs(25),
+        "{:?}",
+        asked_at.elapsed()
+    );
+    // Whoever follows already goes on, and hears of the end.
+    cluster.sim.set(|sim| sim.pace_ms = 1);
+    cluster.sim_shows(|stats| stats.running == 0).await;
+    cluster.postgres.as_ref().expect("its own").freeze(false);
+    let followed = read_events(&follower.rest().await.good().text());
+    assert_eq!(followed.text, answer_to("looked at", 300));
+    assert_eq!(followed.end.expect("an end")["state"], "succeeded");
+    let postgres = cluster.postgres.as_mut().expect("its own");
+    postgres.stop();
+    let away = get(&cluster, &path).send().await;
+    assert_eq!(away.status, StatusCode::SERVICE_UNAVAILABLE, "{away}");
+    assert_eq!(away.json()["error"], "database_unavailable", "{away}");
+    cluster.postgres.as_mut().expect("its own").start_again().await;
+    in_state(&cluster, &id, "succeeded").await;
     cluster.assert_clean().await;
 }
 

@@ -7,6 +7,7 @@ mod air_gap;
 mod answers;
 mod auth;
 mod bad_input;
+mod bulk;
 mod canary;
 mod cancel;
 mod chat_turns;

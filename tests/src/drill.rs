@@ -14,6 +14,7 @@ mod disk_full;
 mod fairness;
 pub mod history;
 mod jobs;
+mod jobs_flood;
 pub mod kind;
 mod large_refusal;
 pub mod load;
@@ -224,6 +225,11 @@ pub const ALL: &[Drill] = &[
         name: "jobs",
         shows: "jobs that were accepted end once and well, whatever dies, freezes or is deleted meanwhile",
         run: |size| jobs::run(size).boxed_local(),
+    },
+    Drill {
+        name: "jobs-flood",
+        shows: "a backlog of background jobs keeps nobody waiting for a first token",
+        run: |size| jobs_flood::run(size).boxed_local(),
     },
     Drill {
         name: "retry-after",

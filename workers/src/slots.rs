@@ -47,6 +47,8 @@ struct State {
     keystroke: usize,
     /// Held by lanes below keystroke.
     lower: usize,
+    /// Of these, held by background work.
+    background: usize,
     was_full: bool,
 }
 
@@ -66,6 +68,7 @@ impl SlotPool {
             total,
             keystroke: 0,
             lower: 0,
+            background: 0,
             was_full: false,
         };
         Arc::new(Self {
@@ -127,6 +130,7 @@ impl SlotPool {
             Lane::Keystroke => state.keystroke += 1,
             Lane::Interactive | Lane::Background => state.lower += 1,
         }
+        state.background += usize::from(lane == Lane::Background);
         state.was_full |= state.room(lane) == 0;
         drop(state);
         self.gauges.in_use.inc();
@@ -152,7 +156,8 @@ impl State {
     }
 
     /// Keystroke may fill every slot; lower lanes leave it one in eight, at least
-    /// one, unless there is only one slot at all.
+    /// one, unless there is only one slot at all. Background work leaves a quarter
+    /// to people: its requests are long, and end together when they begin together.
     fn room(&self, lane: Lane) -> usize {
         let free = self.total.saturating_sub(self.in_use());
         match lane {
@@ -160,7 +165,15 @@ impl State {
             Lane::Interactive | Lane::Background => {
                 let slots = u32::try_from(self.total).unwrap_or(u32::MAX);
                 let kept = usize::try_from(kept_for_keystroke(slots)).unwrap_or(usize::MAX);
-                free.min(self.total.saturating_sub(kept.saturating_add(self.lower)))
+                let room = free.min(self.total.saturating_sub(kept.saturating_add(self.lower)));
+                if lane == Lane::Interactive {
+                    return room;
+                }
+                let for_people = kept.max(self.total / 4);
+                room.min(
+                    self.total
+                        .saturating_sub(for_people.saturating_add(self.background)),
+                )
             }
         }
     }
@@ -173,6 +186,7 @@ impl Drop for Slot {
             Lane::Keystroke => state.keystroke -= 1,
             Lane::Interactive | Lane::Background => state.lower -= 1,
         }
+        state.background -= usize::from(self.lane == Lane::Background);
         drop(state);
         self.pool.gauges.in_use.dec();
         self.pool.freed.notify_one();
@@ -212,8 +226,23 @@ mod tests {
     }
 
     #[test]
+    fn background_work_leaves_a_quarter_to_people() {
+        let pool = pool(16);
+        let jobs: Vec<_> = std::iter::from_fn(|| pool.take(Lane::Background)).collect();
+        assert_eq!(jobs.len(), 12);
+        let people: Vec<_> = std::iter::from_fn(|| pool.take(Lane::Interactive)).collect();
+        assert_eq!(people.len(), 2, "two are kept for completions");
+        drop(jobs);
+        assert_eq!(
+            (pool.room(Lane::Background), pool.room(Lane::Interactive)),
+            (12, 12)
+        );
+    }
+
+    #[test]
     fn a_single_slot_serves_every_lane() {
         let pool = pool(1);
+        drop(pool.take(Lane::Background).expect("a slot"));
         let slot = pool.take(Lane::Interactive).expect("a slot");
         assert!(pool.take(Lane::Keystroke).is_none());
         drop(slot);
@@ -294,6 +323,7 @@ mod tests {
                     Turn::Resize(total) => pool.resize(total),
                 }
                 prop_assert_eq!(pool.in_use(), held.len());
+                prop_assert!(pool.room(Lane::Background) <= pool.room(Lane::Interactive));
                 prop_assert!(pool.room(Lane::Interactive) <= pool.room(Lane::Keystroke));
             }
             held.clear();

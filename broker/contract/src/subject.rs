@@ -115,7 +115,7 @@ pub fn job_news(job: Uuid) -> String {
     format!("duo.job_news.{}", job.simple())
 }
 
-/// Where every broker hears that a job is over, so that whoever runs it stops; the payload is its id.
+/// Where every broker hears that a job is over, so that whoever runs it stops; the payload is its id and why, one word.
 pub const JOB_STOPS: &str = "duo.job_stops";
 
 /// Where a worker hears that an attempt is to stop.

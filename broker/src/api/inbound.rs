@@ -26,7 +26,7 @@ pub(super) const MAX_BODY: usize = 4 * 1024 * 1024;
 /// How long a refused client may go on writing.
 pub(super) const REFUSED_WITHIN: Duration = Duration::from_secs(2);
 /// How long a body may take to arrive.
-const BODY_WITHIN: Duration = Duration::from_secs(30);
+pub(super) const BODY_WITHIN: Duration = Duration::from_secs(30);
 
 /// What a handler starts from.
 pub(super) struct Inbound {
@@ -108,6 +108,13 @@ impl Inbound {
         read(&self.headers, std::mem::take(body)).await
     }
 
+    /// The body as it comes, for a handler that bounds it itself.
+    pub(super) fn body(&mut self) -> Result<Body, ApiError> {
+        let body = self.body.get_mut().unwrap_or_else(PoisonError::into_inner);
+        as_it_is(&self.headers)?;
+        Ok(std::mem::take(body))
+    }
+
     /// Whether the body asks for a stream, for an answer that depends on it
     /// although the request is refused.
     pub(super) async fn wants_stream(&mut self) -> bool {
@@ -143,10 +150,7 @@ impl Inbound {
 
 /// Reads a body, within its bounds of size and time.
 pub(super) async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
-    let encoding = headers.get(header::CONTENT_ENCODING);
-    if encoding.is_some_and(|name| !name.is_empty() && name != "identity") {
-        return Err(ApiError::Encoded);
-    }
+    as_it_is(headers)?;
     if body.size_hint().lower() > MAX_BODY as u64 {
         return Err(ApiError::TooLarge(MAX_BODY));
     }
@@ -156,6 +160,14 @@ pub(super) async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, ApiEr
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::TooLarge(MAX_BODY)),
         Ok(Err(_)) | Err(_) => Err(ApiError::BodyLate),
     }
+}
+
+fn as_it_is(headers: &HeaderMap) -> Result<(), ApiError> {
+    let encoding = headers.get(header::CONTENT_ENCODING);
+    if encoding.is_some_and(|name| !name.is_empty() && name != "identity") {
+        return Err(ApiError::Encoded);
+    }
+    Ok(())
 }
 
 fn is_json(essence: &str) -> bool {

@@ -42,6 +42,7 @@ mod events;
 mod key;
 mod shown;
 
+pub(super) use body::{correlation, metadata};
 pub(super) use events::events;
 
 /// Jobs on a page when the request names no number.
@@ -239,7 +240,7 @@ async fn try_list(
             "that is no cursor; give back next_cursor of the page before",
         )
     })?;
-    let page = jobs(api)?.store().jobs_page(&filter, limit, cursor).await?;
+    let page = jobs(api)?.page(&filter, limit, cursor).await?;
     let shown: Vec<_> = page.jobs.iter().map(|row| shown::job(row, None, None)).collect();
     Ok(Json(json!({"jobs": shown, "next_cursor": page.next})).into_response())
 }

@@ -20,17 +20,17 @@ use crate::request::{ExchangeError, ModelChoice, Work};
 mod body;
 mod events;
 
-use body::OpenAiRequest;
+pub(super) use body::OpenAiRequest;
 use events::Events;
 
 /// Applies another feature's rules.
 const FEATURE: HeaderName = HeaderName::from_static("x-duo-feature");
 
-static OPENAI_CHAT: LazyLock<FeatureName> =
+pub(super) static OPENAI_CHAT: LazyLock<FeatureName> =
     LazyLock::new(|| FeatureName::parse("openai_chat").expect("a feature id"));
-static OPENAI_EMBEDDING: LazyLock<FeatureName> =
+pub(super) static OPENAI_EMBEDDING: LazyLock<FeatureName> =
     LazyLock::new(|| FeatureName::parse("openai_embedding").expect("a feature id"));
-static OPENAI_COMPLETION: LazyLock<FeatureName> =
+pub(super) static OPENAI_COMPLETION: LazyLock<FeatureName> =
     LazyLock::new(|| FeatureName::parse("openai_completion").expect("a feature id"));
 
 /// `POST /v1/chat/completions`.
@@ -78,7 +78,7 @@ async fn forward(inbound: &mut Inbound, endpoint: Endpoint, own: &FeatureName) -
 }
 
 /// The feature whose rules apply: the endpoint's own or the one of the header.
-fn feature(inbound: &Inbound, own: &FeatureName) -> Result<FeatureName, ApiError> {
+pub(super) fn feature(inbound: &Inbound, own: &FeatureName) -> Result<FeatureName, ApiError> {
     let caller = &inbound.caller;
     let Some(header) = inbound.headers.get(FEATURE) else {
         let allowed = caller.may_use(own);

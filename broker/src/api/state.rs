@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::audit::AuditLog;
 use crate::auth::Authenticator;
+use crate::bulk::Bulk;
 use crate::documentation::Documentation;
 use crate::exchange::Exchange;
 use crate::jobs::Jobs;
@@ -26,6 +27,8 @@ pub struct ApiState {
     pub documentation: Option<Documentation>,
     /// What is submitted and left; without it there is nothing of it.
     pub jobs: Option<Jobs>,
+    /// Files and batches; without it there is nothing of them.
+    pub bulk: Option<Bulk>,
     /// Answers `GET /monitoring/ready`.
     pub readiness: Readiness,
 }

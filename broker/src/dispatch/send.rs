@@ -111,7 +111,11 @@ impl Reply {
 
 impl Drop for Reply {
     fn drop(&mut self) {
-        self.dispatch.stop(&self.inflight, Stop::ClientGone);
+        let stop = match self.record().job_over() {
+            Some((outcome, reason)) => Stop::JobOver(outcome, reason),
+            None => Stop::ClientGone,
+        };
+        self.dispatch.stop(&self.inflight, stop);
     }
 }
 

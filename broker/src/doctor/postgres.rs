@@ -50,7 +50,7 @@ fn server(facts: &ServerFacts, findings: &mut Vec<Finding>) {
         findings.push(fail("postgres", "this server is a read-only standby", remedy));
     }
     if !facts.may_create {
-        let remedy = "GRANT CREATE ON SCHEMA to this user: each day's audit partition is a table";
+        let remedy = "run deploy/postgres/roles.sql, or GRANT CREATE ON SCHEMA to this user: each day's audit partition is a table";
         findings.push(fail("postgres rights", "this user may not make tables", remedy));
     }
     findings.push(clock_finding("postgres clock", facts.now, time::Duration::ZERO));

@@ -16,6 +16,7 @@ use super::replies::{Piece, Place as PiecePlace};
 use super::state::JobState;
 use super::work::Outcome;
 use super::{FindError, Found, Jobs};
+use crate::store::StoreError;
 use crate::store::jobs::JobRow;
 
 pub use super::replies::Place;
@@ -118,7 +119,14 @@ impl Follower {
                 return Ok(None);
             }
             if std::mem::take(&mut self.must_look) {
-                self.look().await?;
+                match self.look().await {
+                    Err(FollowError::Find(FindError::Store(StoreError::Unavailable(_))))
+                        if self.state.is_some() =>
+                    {
+                        // The text goes on without Postgres; the row is looked at again.
+                    }
+                    looked => looked?,
+                }
                 continue;
             }
             tokio::select! {

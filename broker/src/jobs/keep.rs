@@ -1,14 +1,15 @@
 //! Watches over all jobs: who lives, what is due, what is kept.
 
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use duo_process::clock;
 use duo_process::shutdown::Shutdown;
-use std::sync::{Arc, PoisonError};
+use prometheus::IntGaugeVec;
 use time::Date;
 use tokio::time::Instant;
 
-use super::{Backlog, Jobs, JobsConfig, LONGEST_DEADLINE};
+use super::{Backlog, Jobs, JobsConfig, LONGEST_DEADLINE, Stopped};
 use crate::store::StoreError;
 
 /// How often a broker says that it lives: several times in a lease.
@@ -88,7 +89,7 @@ impl Keeper {
         self.own().await?;
         // After an outage of Postgres every broker has to have the time to speak before anybody is taken for dead.
         if now - heard_since >= lease {
-            let recovered = parts.store.recover_jobs(AT_ONCE).await?;
+            let recovered = parts.store.recover_jobs(&parts.broker, AT_ONCE).await?;
             if recovered > 0 {
                 tracing::warn!(jobs = recovered, "jobs of brokers that died wait again");
                 parts.metrics.recovered.inc_by(recovered);
@@ -101,8 +102,8 @@ impl Keeper {
         }
         for job in expired {
             parts.metrics.ended.with_label_values(&[job.state.as_str()]).inc();
-            self.jobs.stop(job.id);
-            super::settle::order(&self.jobs, job.id).await;
+            self.jobs.stop(job.id, Stopped::Expired);
+            super::settle::order(&self.jobs, job.id, Stopped::Expired).await;
         }
         if due(self.counted, COUNT_EVERY) {
             self.count().await?;
@@ -136,24 +137,19 @@ impl Keeper {
                 .get(&run.0)
                 .is_some_and(|running| running.run == run.1);
             if is_still_there {
-                self.jobs.stop(run.0);
+                self.jobs.stop(run.0, Stopped::TakenOver);
             }
         }
         Ok(())
     }
 
     async fn count(&self) -> Result<(), StoreError> {
-        let lines = self.jobs.store().waiting_jobs().await?;
-        let gauge = &self.jobs.parts().metrics.waiting;
-        gauge.reset();
-        for line in &lines {
-            let count = i64::try_from(line.count).unwrap_or(i64::MAX);
-            gauge
-                .with_label_values(&[line.lane.as_str(), line.model.as_str()])
-                .add(count);
-        }
-        let mut backlog = self.jobs.0.backlog.lock().unwrap_or_else(PoisonError::into_inner);
-        *backlog = Arc::new(Backlog { lines });
+        let backlog = Backlog {
+            lines: self.jobs.store().waiting_jobs().await?,
+        };
+        let before = self.jobs.backlog();
+        show(&self.jobs.parts().metrics.waiting, &before, &backlog);
+        *self.jobs.0.backlog.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(backlog);
         Ok(())
     }
 
@@ -195,13 +191,27 @@ impl Keeper {
     }
 }
 
+/// Sets what waits, and takes away what waited before and does not any more: whoever looks meanwhile sees one or the other.
+fn show(gauge: &IntGaugeVec, before: &Backlog, now: &Backlog) {
+    let (before, now) = (before.sums(), now.sums());
+    for ((lane, model), count) in &now {
+        gauge
+            .with_label_values(&[lane.as_str(), model.as_str()])
+            .set(i64::try_from(*count).unwrap_or(i64::MAX));
+    }
+    for (lane, model) in before.keys().filter(|line| !now.contains_key(*line)) {
+        // It is there, since it was set.
+        let _ = gauge.remove_label_values(&[lane.as_str(), model.as_str()]);
+    }
+}
+
 /// The first day whose jobs are there: no open job is dropped, nor one whose result is kept.
 pub(super) fn first_day(today: Date, config: JobsConfig) -> Date {
     before(today, config.kept.max(LONGEST_DEADLINE + config.results_kept))
 }
 
 /// The first day of which anything is kept: all of a day's is, while some of it has to be.
-fn before(today: Date, kept: Duration) -> Date {
+pub(crate) fn before(today: Date, kept: Duration) -> Date {
     let days = kept.as_secs().div_ceil(24 * 3600);
     let span = time::Duration::days(i64::try_from(days).unwrap_or(i64::MAX / 100_000_000));
     today.checked_sub(span).unwrap_or(Date::MIN)
@@ -209,9 +219,38 @@ fn before(today: Date, kept: Duration) -> Date {
 
 #[cfg(test)]
 mod tests {
+    use duo_contract::name::{Lane, ModelName};
+    use prometheus::Opts;
+    use prometheus::core::Collector as _;
     use time::macros::date;
 
     use super::*;
+    use crate::store::jobs::Waiting;
+
+    fn backlog(lines: &[(&str, &str, u64)]) -> Backlog {
+        let lines = lines.iter().map(|(model, client, count)| Waiting {
+            lane: Lane::Background,
+            model: ModelName::parse(model).expect("a name"),
+            client: (*client).to_owned(),
+            count: *count,
+        });
+        Backlog {
+            lines: lines.collect(),
+        }
+    }
+
+    #[test]
+    fn what_waits_is_shown_by_model_and_what_is_gone_is_not() {
+        let gauge = IntGaugeVec::new(Opts::new("waiting", "w"), &["lane", "model"]).expect("a gauge");
+        let one = backlog(&[("a", "x", 2), ("a", "y", 3), ("b", "x", 1)]);
+        show(&gauge, &Backlog::default(), &one);
+        assert_eq!(gauge.with_label_values(&["background", "a"]).get(), 5);
+        assert_eq!(gauge.with_label_values(&["background", "b"]).get(), 1);
+        show(&gauge, &one, &backlog(&[("a", "y", 4)]));
+        assert_eq!(gauge.with_label_values(&["background", "a"]).get(), 4);
+        let families = gauge.collect();
+        assert_eq!(families[0].get_metric().len(), 1, "nothing waits for b");
+    }
 
     #[test]
     fn a_day_is_kept_whole_for_as_long_as_any_of_it() {

@@ -16,7 +16,7 @@ use super::replies::Writer;
 use super::settle::Word;
 use super::state::JobState;
 use super::work::{Answer, AnswerError, JobWork, Outcome};
-use super::{Jobs, MOST_FAILURES};
+use super::{Jobs, MOST_FAILURES, Stopped};
 use crate::audit::OpenRecord;
 use crate::caller::{Caller, Grant};
 use crate::exchange::Reply;
@@ -50,7 +50,7 @@ enum Ended {
 }
 
 /// Runs `job` until it has an end, or is stopped by whoever else ended it.
-pub(super) async fn run(jobs: &Jobs, job: Taken, mut stopped: oneshot::Receiver<()>) {
+pub(super) async fn run(jobs: &Jobs, job: Taken, mut stopped: oneshot::Receiver<Stopped>) {
     let record = jobs.parts().audit.open(
         job.who.clone(),
         ROUTE,
@@ -70,10 +70,18 @@ pub(super) async fn run(jobs: &Jobs, job: Taken, mut stopped: oneshot::Receiver<
         started_at: None,
         replies: Writer::new(jobs, job.id, job.run),
     };
-    let ended = tokio::select! {
-        biased;
-        _ = &mut stopped => Ended::Stopped,
-        ended = run.until_its_end(&job, &record) => ended,
+    let ended = {
+        let mut work = std::pin::pin!(run.until_its_end(&job, &record));
+        tokio::select! {
+            biased;
+            // Noted before the work is dropped, which takes back what it has sent.
+            why = &mut stopped => {
+                let (outcome, reason) = why.unwrap_or(Stopped::TakenOver).recorded();
+                record.note_job_over(outcome, reason);
+                Ended::Stopped
+            }
+            ended = &mut work => ended,
+        }
     };
     run.tell(&job, &record, ended).await;
 }

@@ -13,7 +13,7 @@ use futures_util::StreamExt as _;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use super::Jobs;
+use super::{Jobs, Stopped};
 use crate::store::StoreError;
 use crate::store::jobs::{Fence, HandBack, JobEnd};
 
@@ -21,6 +21,9 @@ use crate::store::jobs::{Fence, HandBack, JobEnd};
 pub(super) const CAPACITY: usize = 4096;
 /// Most words of one transaction.
 const BATCH: usize = 256;
+/// What is said within this time is written together: nobody waits for a row, and a transaction costs Postgres about
+/// as much for ten jobs as for one.
+const GATHER: Duration = Duration::from_millis(10);
 /// Pauses while Postgres is away.
 const RETRY_BASE: Duration = Duration::from_millis(100);
 const RETRY_CAP: Duration = Duration::from_secs(5);
@@ -55,10 +58,23 @@ pub(super) async fn run(jobs: Jobs, mut words: mpsc::Receiver<Word>, closing: Sh
             count = words.recv_many(&mut batch, BATCH) => if count == 0 { return },
             () = closing.begun() => return,
         }
+        gather(&mut words, &mut batch).await;
         let count = batch.len();
         write(&jobs, std::mem::take(&mut batch), &closing).await;
         let count = i64::try_from(count).unwrap_or(i64::MAX);
         jobs.parts().metrics.unsettled.sub(count);
+    }
+}
+
+/// Adds what is said within moments of the first word.
+async fn gather(words: &mut mpsc::Receiver<Word>, batch: &mut Vec<Word>) {
+    let by = tokio::time::Instant::now() + GATHER;
+    while batch.len() < BATCH {
+        let left = BATCH - batch.len();
+        match tokio::time::timeout_at(by, words.recv_many(batch, left)).await {
+            Ok(count) if count > 0 => {}
+            _ => return,
+        }
     }
 }
 
@@ -150,12 +166,26 @@ async fn tell(jobs: &Jobs, ids: Vec<Uuid>) {
 }
 
 /// Tells every broker that a job is over: whoever runs it stops, whoever follows it looks.
-pub(super) async fn order(jobs: &Jobs, id: Uuid) {
+pub(super) async fn order(jobs: &Jobs, id: Uuid, why: Stopped) {
     let client = jobs.parts().nats.client();
-    let _ = client
-        .publish(subject::JOB_STOPS, Bytes::from(id.simple().to_string()))
-        .await;
+    let order = write_order(id, why);
+    let _ = client.publish(subject::JOB_STOPS, Bytes::from(order)).await;
     tell(jobs, vec![id]).await;
+}
+
+fn write_order(id: Uuid, why: Stopped) -> String {
+    let (_, reason) = why.recorded();
+    format!("{} {reason}", id.simple())
+}
+
+/// An order of a broker that gives no reason, or one that is unknown here, is obeyed too.
+fn read_order(payload: &[u8]) -> Option<(Uuid, Stopped)> {
+    let text = std::str::from_utf8(payload).ok()?;
+    let (id, reason) = text.split_once(' ').unwrap_or((text, ""));
+    let why = [Stopped::Cancelled, Stopped::Expired]
+        .into_iter()
+        .find(|why| why.recorded().1 == reason);
+    Some((id.parse().ok()?, why.unwrap_or(Stopped::TakenOver)))
 }
 
 /// Stops runs whose jobs somebody else has ended, until the shutdown begins.
@@ -173,11 +203,27 @@ pub(super) async fn orders(jobs: Jobs, shutdown: Shutdown) {
                 () = shutdown.begun() => return,
                 order = orders.next() => {
                     let Some(order) = order else { break };
-                    if let Some(id) = std::str::from_utf8(&order.payload).ok().and_then(|id| id.parse().ok()) {
-                        jobs.stop(id);
+                    if let Some((id, why)) = read_order(&order.payload) {
+                        jobs.stop(id, why);
                     }
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_says_which_job_is_over_and_why() {
+        let id = Uuid::now_v7();
+        for why in [Stopped::Cancelled, Stopped::Expired, Stopped::TakenOver] {
+            assert_eq!(read_order(write_order(id, why).as_bytes()), Some((id, why)));
+        }
+        let bare = id.simple().to_string();
+        assert_eq!(read_order(bare.as_bytes()), Some((id, Stopped::TakenOver)));
+        assert_eq!(read_order(b"x job_cancelled"), None);
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use duo_contract::seal::SealKeys;
 
+use crate::audit;
 use crate::audit::keys::MasterKeys;
 use crate::auth::direct::SigningKeys;
 use crate::prompt::tokens::Tokenizers;
@@ -60,6 +61,24 @@ pub(super) fn read_signing_keys(path: Option<&Path>) -> anyhow::Result<Option<Ar
     };
     let text = std::fs::read_to_string(path).with_context(named)?;
     Ok(Some(Arc::new(SigningKeys::parse(&text).with_context(named)?)))
+}
+
+/// The keys that sign checkpoints of the audit log, where the operator has provided some.
+pub(super) fn read_audit_keys(path: Option<&Path>) -> anyhow::Result<Option<audit::note::SigningKeys>> {
+    let Some(path) = path else {
+        tracing::warn!(
+            "no DUO_AUDIT_KEY_FILE: the audit log is not signed, and nothing proves that it was not altered"
+        );
+        return Ok(None);
+    };
+    let named = || {
+        format!(
+            "the audit keys {}; DUO_AUDIT_KEY_FILE names the file",
+            path.display()
+        )
+    };
+    let text = std::fs::read_to_string(path).with_context(named)?;
+    Ok(Some(audit::note::SigningKeys::parse(&text).with_context(named)?))
 }
 
 /// A client for GitLab, with the operator's certificate authorities.

@@ -10,7 +10,7 @@ use time::{Date, OffsetDateTime};
 use uuid::Uuid;
 
 use super::audit_events::day_of;
-use super::{Store, StoreError, change_records, unsigned};
+use super::{Store, StoreError, audit_events, unsigned};
 
 /// A piece of a sealed text, ready for its row.
 #[derive(Debug, Clone)]
@@ -235,7 +235,7 @@ impl Store {
     /// Postgres is away or refuses; then nothing may be shown.
     pub async fn record_read(&self, record: &AuditRecord) -> Result<(), StoreError> {
         let mut transaction = self.pool.begin().await?;
-        change_records::append(&mut transaction, record).await?;
+        audit_events::insert_here(&mut transaction, record).await?;
         transaction.commit().await?;
         Ok(())
     }

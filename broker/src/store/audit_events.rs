@@ -1,57 +1,14 @@
-//! Audit records: written in batches, searched page by page.
+//! Audit records: written in batches, and counted as they are written.
 
 use std::collections::{BTreeSet, HashSet};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use duo_contract::audit::{AuditKind, AuditRecord, Outcome};
+use duo_contract::audit::{AuditKind, AuditRecord};
 use serde::Serialize;
 use sqlx::PgConnection;
 use time::{Date, OffsetDateTime};
 use uuid::Uuid;
 
-use super::{Store, StoreError, audit_late_ends};
-
-/// Most events on one page.
-pub const MAX_PAGE: u32 = 1000;
-
-/// What to search for; everything named must hold.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Filter {
-    /// This feature.
-    pub feature: Option<String>,
-    /// This model.
-    pub model: Option<String>,
-    /// This GitLab user id or API token id.
-    pub user: Option<String>,
-    /// Not before.
-    pub since: Option<OffsetDateTime>,
-    /// Before.
-    pub until: Option<OffsetDateTime>,
-    /// Terminal records with this outcome.
-    pub outcome: Option<Outcome>,
-    /// This request.
-    pub request_id: Option<Uuid>,
-    /// Records of this kind.
-    pub kind: Option<AuditKind>,
-}
-
-/// Events, newest first, and where the next page begins.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Page {
-    /// The events.
-    pub events: Vec<Event>,
-    /// Give it back for the next page; absent on the last one.
-    pub next_cursor: Option<Cursor>,
-}
-
-/// A place between two events; opaque to clients.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Cursor {
-    occurred_at: OffsetDateTime,
-    request_id: Uuid,
-    kind: String,
-}
+use super::{Store, StoreError, audit_facets, audit_late_ends};
 
 /// One audit record as readers see it. `outcome` is there on terminal records only.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -134,45 +91,6 @@ fn as_json<S: serde::Serializer>(text: &Option<String>, serializer: S) -> Result
     value.serialize(serializer)
 }
 
-impl Cursor {
-    /// Reads a cursor that an earlier page gave.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        let plain = String::from_utf8(URL_SAFE_NO_PAD.decode(text).ok()?).ok()?;
-        let mut parts = plain.splitn(3, '.');
-        let micros: i128 = parts.next()?.parse().ok()?;
-        let request_id = Uuid::try_parse(parts.next()?).ok()?;
-        let kind = parts.next()?;
-        Some(Self {
-            occurred_at: OffsetDateTime::from_unix_timestamp_nanos(micros.checked_mul(1000)?).ok()?,
-            request_id,
-            kind: kind.to_owned(),
-        })
-    }
-
-    fn after(event: &Event) -> Self {
-        Self {
-            occurred_at: event.occurred_at,
-            request_id: event.request_id,
-            kind: event.kind.clone(),
-        }
-    }
-}
-
-impl std::fmt::Display for Cursor {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let micros = self.occurred_at.unix_timestamp_nanos() / 1000;
-        let plain = format!("{micros}.{}.{}", self.request_id.simple(), self.kind);
-        f.write_str(&URL_SAFE_NO_PAD.encode(plain))
-    }
-}
-
-impl Serialize for Cursor {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
 /// The UTC day in which a request id was made, which decides its partition; `None` when it is no UUIDv7.
 #[must_use]
 pub fn day_of(request_id: Uuid) -> Option<Date> {
@@ -196,8 +114,8 @@ impl Store {
         Ok(())
     }
 
-    /// Writes records, numbers them, and returns how many were not there yet. The same record again does nothing; a
-    /// second, other terminal record of a request is kept as a late end.
+    /// Writes records, numbers and counts them, and returns how many were not there yet. The same record again does
+    /// nothing; a second, other terminal record of a request is kept as a late end.
     ///
     /// # Errors
     /// Postgres is away, or refuses a value; then none is written.
@@ -226,91 +144,6 @@ impl Store {
         transaction.commit().await?;
         Ok(inserted)
     }
-
-    /// One page of events, newest first. Pages do not shift when events are added: a page begins after the last
-    /// event of the one before, wherever that stands now.
-    ///
-    /// # Errors
-    /// Postgres is away, or the search takes longer than fifteen seconds.
-    pub async fn audit_page(
-        &self,
-        filter: &Filter,
-        limit: u32,
-        after: Option<&Cursor>,
-    ) -> Result<Page, StoreError> {
-        let limit = limit.clamp(1, MAX_PAGE);
-        let mut transaction = self.pool.begin().await?;
-        // Each search is planned for its own filters: a plan that suits all of them would scan everything.
-        sqlx::query!("SET LOCAL plan_cache_mode = 'force_custom_plan'")
-            .execute(&mut *transaction)
-            .await?;
-        sqlx::query!("SET LOCAL statement_timeout = '15s'")
-            .execute(&mut *transaction)
-            .await?;
-        let mut events = select(&mut transaction, filter, i64::from(limit) + 1, after).await?;
-        transaction.commit().await?;
-        let wanted = limit as usize;
-        let more = events.len() > wanted;
-        events.truncate(wanted);
-        let next_cursor = events.last().filter(|_| more).map(Cursor::after);
-        Ok(Page { events, next_cursor })
-    }
-}
-
-/// An event's day is never after the day it occurred, clocks being a day apart at most.
-fn newest_day(filter: &Filter, after: Option<&Cursor>) -> Option<Date> {
-    let latest = [filter.until, after.map(|cursor| cursor.occurred_at)];
-    latest
-        .into_iter()
-        .flatten()
-        .min()
-        .and_then(|moment| moment.to_offset(time::UtcOffset::UTC).date().next_day())
-}
-
-async fn select(
-    connection: &mut PgConnection,
-    filter: &Filter,
-    limit: i64,
-    after: Option<&Cursor>,
-) -> Result<Vec<Event>, StoreError> {
-    let events = sqlx::query_as!(
-        Event,
-        "SELECT request_id, kind, occurred_at, recorded_at, broker, auth, instance_id, user_id, token_id, client,
-                address, route, feature, lane, model, prompt_id, prompt_version, config_revision, stream,
-                body_bytes, correlation_id, trace_id, job_id, details, outcome, reason, worker, attempts, queue_wait_us,
-                first_byte_us, duration_us, input_tokens, output_tokens, seq, prompt_sha256, answer_sha256
-         FROM audit_events
-         WHERE ($1::text IS NULL OR feature = $1)
-           AND ($2::text IS NULL OR model = $2)
-           AND ($3::text IS NULL OR user_id = $3 OR token_id = $3)
-           AND ($4::timestamptz IS NULL OR occurred_at >= $4)
-           AND ($5::timestamptz IS NULL OR occurred_at < $5)
-           AND ($6::text IS NULL OR outcome = $6)
-           AND ($7::uuid IS NULL OR request_id = $7)
-           AND ($8::date IS NULL OR day = $8)
-           AND ($9::text IS NULL OR kind = $9)
-           AND ($10::date IS NULL OR day <= $10)
-           AND ($11::timestamptz IS NULL OR (occurred_at, request_id, kind) < ($11, $12::uuid, $13::text))
-         ORDER BY occurred_at DESC, request_id DESC, kind DESC
-         LIMIT $14",
-        filter.feature.as_deref(),
-        filter.model.as_deref(),
-        filter.user.as_deref(),
-        filter.since,
-        filter.until,
-        filter.outcome.map(Outcome::as_str),
-        filter.request_id,
-        filter.request_id.and_then(day_of),
-        filter.kind.map(AuditKind::as_str),
-        newest_day(filter, after),
-        after.map(|cursor| cursor.occurred_at),
-        after.map(|cursor| cursor.request_id),
-        after.map(|cursor| cursor.kind.as_str()),
-        limit,
-    )
-    .fetch_all(connection)
-    .await?;
-    Ok(events)
 }
 
 /// Keeps every other writer of records waiting until this transaction ends.
@@ -414,9 +247,31 @@ pub(super) async fn insert(
         column!(r => r.end.as_ref().and_then(|e| e.prompt_sha256.as_deref())) as &[Option<&str>],
         column!(r => r.end.as_ref().and_then(|e| e.answer_sha256.as_deref())) as &[Option<&str>],
     )
-    .execute(connection)
+    .execute(&mut *connection)
     .await?;
-    Ok(result.rows_affected())
+    let inserted = result.rows_affected();
+    if inserted == records.len() as u64 {
+        audit_facets::count(connection, records).await?;
+    }
+    Ok(inserted)
+}
+
+/// Writes a record that tells what is done in this transaction, and makes the partition that it belongs in.
+pub(super) async fn insert_here(
+    connection: &mut PgConnection,
+    record: &AuditRecord,
+) -> Result<(), StoreError> {
+    if let Some(day) = day_of(record.request_id) {
+        sqlx::query!(
+            "SELECT create_audit_partition($1)
+             WHERE to_regclass('audit_events_' || to_char($1::date, 'YYYYMMDD')) IS NULL",
+            day
+        )
+        .fetch_optional(&mut *connection)
+        .await?;
+    }
+    insert(connection, &[record]).await?;
+    Ok(())
 }
 
 /// A record's moment, exact in Postgres, which counts microseconds too.
@@ -428,17 +283,6 @@ pub(super) fn moment(occurred_at_us: i64) -> OffsetDateTime {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_cursor_survives_its_text() {
-        let cursor = Cursor {
-            occurred_at: moment(1_790_000_000_123_456),
-            request_id: Uuid::now_v7(),
-            kind: "ended".into(),
-        };
-        assert_eq!(Cursor::parse(&cursor.to_string()), Some(cursor));
-        assert_eq!(Cursor::parse("nonsense"), None);
-    }
 
     #[test]
     fn a_day_comes_from_the_request_id() {

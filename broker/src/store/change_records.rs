@@ -8,8 +8,7 @@ use serde_json::{Value, json};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::audit_events::{self, day_of};
-use super::{Store, StoreError, config_revision, expect_rows};
+use super::{Store, StoreError, audit_events, config_revision, expect_rows};
 
 /// Stands in an audit record where a request would name its broker and how its caller signed in.
 const ADMINISTRATION: &str = "administration";
@@ -65,21 +64,8 @@ pub(super) async fn add(
     .execute(&mut *connection)
     .await?;
     expect_rows(&result, 1)?;
-    append(connection, &audit_record(actor, revision, record)).await
-}
-
-/// Adds an audit record to a transaction, which is to be committed right after.
-pub(super) async fn append(connection: &mut PgConnection, record: &AuditRecord) -> Result<(), StoreError> {
-    if let Some(day) = day_of(record.request_id) {
-        sqlx::query!(
-            "SELECT create_audit_partition($1)
-             WHERE to_regclass('audit_events_' || to_char($1::date, 'YYYYMMDD')) IS NULL",
-            day
-        )
-        .fetch_optional(&mut *connection)
-        .await?;
-    }
-    audit_events::insert(connection, &[record]).await?;
+    let record = audit_record(actor, revision, record);
+    audit_events::insert_here(connection, &record).await?;
     Ok(())
 }
 

@@ -15,6 +15,7 @@ use duo_broker::exchange::Exchange;
 use duo_broker::fleet::Fleet;
 use duo_broker::metrics::Metrics;
 use duo_broker::prompt::Prompts;
+use duo_broker::store::Store;
 use duo_broker::{identity, routing};
 use duo_contract::seal::SealKeys;
 use duo_contract::snapshot::{ApiToken, ConfigSnapshot, IdentitySnapshot, Role};
@@ -43,7 +44,7 @@ pub(crate) fn app(
     tokens: Vec<ApiToken>,
     config: ConfigSnapshot,
     fleet: Fleet,
-    audit_events: Option<Router>,
+    store: Option<Store>,
 ) -> Router {
     install_crypto();
     let registry = prometheus::Registry::new();
@@ -83,6 +84,7 @@ pub(crate) fn app(
         tokens,
         issuers: Vec::new(),
     });
+    let audit_log = store.map(|store| api::audit::router(store, audit.clone()));
     let state = ApiState {
         exchange: Exchange::new(routing, admission, audit.clone(), dispatch),
         authenticator: Authenticator::new(
@@ -94,8 +96,9 @@ pub(crate) fn app(
         prompts: Prompts::builtin(),
         audit,
         documentation: None,
+        bulk: None,
         jobs: None,
         readiness: Arc::new(|| false),
     };
-    api::router(Arc::new(state), audit_events, None)
+    api::router(Arc::new(state), audit_log, None)
 }

@@ -136,6 +136,7 @@ impl Broker {
             prompts: Prompts::builtin(),
             audit: audit.clone(),
             documentation: None,
+            bulk: None,
             jobs: None,
             readiness: Arc::new(|| true),
         };

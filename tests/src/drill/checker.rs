@@ -277,7 +277,7 @@ fn number_of(instance: &str) -> Option<usize> {
 
 async fn recorded(cluster: &Cluster) -> HashMap<String, Recorded> {
     let sql = "SELECT correlation_id, request_id::text, kind, broker, outcome, reason, occurred_at FROM audit_events \
-         WHERE correlation_id IS NOT NULL ORDER BY occurred_at";
+         WHERE correlation_id IS NOT NULL AND kind IN ('admitted', 'ended') ORDER BY occurred_at";
     let rows = sqlx::query(sql).fetch_all(cluster.database.pool()).await;
     let mut all: HashMap<String, Recorded> = HashMap::new();
     for row in rows.expect("PostgreSQL answers") {

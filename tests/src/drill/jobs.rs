@@ -6,6 +6,8 @@
 //! each end the right text.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,6 +19,7 @@ use tokio::time::sleep;
 use super::Size;
 use super::random::Random;
 use super::report::{Report, millis};
+use super::store_restored::copy_all;
 use crate::harness::cluster::{answer_to, freeze};
 use crate::harness::{Call, Cluster, PATIENCE, until};
 use crate::sim::Settings;
@@ -46,16 +49,18 @@ enum Fault {
     KillWorker,
     RestartNats,
     DeleteStream,
+    RestoreStore,
     StopPostgres,
     FreezePostgres,
 }
 
-const FAULTS: [(Fault, u32); 7] = [
+const FAULTS: [(Fault, u32); 8] = [
     (Fault::KillBroker, 3),
     (Fault::FreezeBroker, 1),
     (Fault::KillWorker, 3),
     (Fault::RestartNats, 2),
     (Fault::DeleteStream, 1),
+    (Fault::RestoreStore, 1),
     (Fault::StopPostgres, 2),
     (Fault::FreezePostgres, 1),
 ];
@@ -88,6 +93,11 @@ pub(super) async fn run(size: Size) -> Report {
         .start()
         .await;
     let mut report = Report::new("jobs", size);
+    // A copy of the store that is whole: the server is down for it.
+    cluster.nats.kill().await;
+    copy_all(cluster.nats.store(), &copy_of_store(&cluster));
+    cluster.nats.restart().await;
+    cluster.ready(PATIENCE).await;
     let count = if size.short { SHORT } else { FULL };
     let work = Arc::new(Work {
         calls: (0..cluster.brokers())
@@ -109,7 +119,7 @@ pub(super) async fn run(size: Size) -> Report {
         .map(|number| tokio::spawn(submit(Arc::clone(&work), size, number)))
         .collect();
     let mut random = Random::new(size.seed, 1);
-    let least = if size.short { 5 } else { 20 };
+    let least = if size.short { 6 } else { 20 };
     let mut faults = 0;
     while faults < size.faults.unwrap_or(least) || !work.is_over.load(Ordering::Acquire) {
         sleep(random.span(Duration::from_millis(300)..Duration::from_secs(2))).await;
@@ -120,6 +130,7 @@ pub(super) async fn run(size: Size) -> Report {
             (true, 2) => Fault::KillWorker,
             (true, 3) => Fault::FreezeBroker,
             (true, 4) => Fault::RestartNats,
+            (true, 5) => Fault::RestoreStore,
             (true, _) => break,
             (false, _) => random.weighted(&FAULTS),
         };
@@ -205,6 +216,10 @@ impl Work {
     }
 }
 
+fn copy_of_store(cluster: &Cluster) -> PathBuf {
+    cluster.folder().join("copy")
+}
+
 async fn strike(cluster: &mut Cluster, fault: Fault, random: &mut Random) {
     let span = random.span(Duration::from_millis(200)..Duration::from_secs(2));
     let number = random.below(2);
@@ -236,6 +251,13 @@ async fn strike(cluster: &mut Cluster, fault: Fault, random: &mut Random) {
             let context = async_nats::jetstream::new(cluster.nats.connect().await);
             // Somebody may have been faster.
             let _ = context.delete_stream("DUO_LIVE").await;
+        }
+        Fault::RestoreStore => {
+            cluster.nats.kill().await;
+            let (store, copy) = (cluster.nats.store().to_owned(), copy_of_store(cluster));
+            fs::remove_dir_all(&store).expect("the store can be removed");
+            copy_all(&copy, &store);
+            cluster.nats.restart().await;
         }
         Fault::StopPostgres => {
             cluster.postgres.as_mut().expect("its own").stop();

@@ -84,7 +84,8 @@ async fn replace(scene: &mut Scene, store: &Path, change: impl FnOnce(&Path)) {
     scene.cluster.nats.restart().await;
 }
 
-fn copy_all(from: &Path, to: &Path) {
+/// Copies a folder with all that is in it.
+pub(super) fn copy_all(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("a folder");
     for entry in fs::read_dir(from).expect("a folder").flatten() {
         let (path, copy) = (entry.path(), to.join(entry.file_name()));

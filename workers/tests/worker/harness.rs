@@ -383,13 +383,19 @@ impl Owner {
             let mut attempts = HashMap::new();
             // Jobs that have leave for a first attempt.
             let mut first = HashSet::new();
+            // What each job was told: who asks again because the answer was lost hears the same.
+            let mut told = HashMap::new();
             while let Some(message) = bundles.next().await {
                 let mut said = Vec::new();
                 for entry in bundle::decode(&message.payload).expect("a bundle") {
                     let answer = match entry.kind {
                         Kind::Claim => {
                             let claim = ClaimRequest::decode(&entry.payload).expect("a claim");
+                            let before = claim.job.and_then(|job| told.get(&job).cloned());
                             let Some(answer) = answers_in.try_recv().unwrap_or_else(|_| {
+                                if before.is_some() {
+                                    return before;
+                                }
                                 let attempt = attempts.entry(claim.request_id).or_insert(0);
                                 *attempt += 1;
                                 Some(ClaimReply::Proceed { attempt: *attempt })
@@ -401,6 +407,7 @@ impl Owner {
                                 attempt: FIRST_ATTEMPT,
                             };
                             first.extend(claim.job.filter(|_| answer == leave));
+                            told.extend(claim.job.map(|job| (job, answer.clone())));
                             claims_out.send(claim).await.expect("room");
                             answer.encode()
                         }

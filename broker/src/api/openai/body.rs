@@ -18,13 +18,13 @@ const MAX_MODEL_NAME: usize = 128;
 
 /// What is known of a body; everything else passes through.
 #[derive(Debug)]
-pub(super) struct OpenAiRequest<'a> {
+pub(in crate::api) struct OpenAiRequest<'a> {
     /// The model it names.
-    pub(super) model: Cow<'a, str>,
+    pub(in crate::api) model: Cow<'a, str>,
     /// Does it want a stream?
-    pub(super) stream: bool,
+    pub(in crate::api) stream: bool,
     /// Did it ask for usage at the end of the stream?
-    pub(super) wants_usage: bool,
+    pub(in crate::api) wants_usage: bool,
     /// Its messages, prompt or input.
     input: &'a RawValue,
     input_name: &'static str,
@@ -36,7 +36,7 @@ impl<'a> OpenAiRequest<'a> {
     ///
     /// # Errors
     /// Not JSON, or a field that is missing, doubled or of another type.
-    pub(super) fn parse(body: &'a [u8], endpoint: Endpoint) -> Result<Self, ApiError> {
+    pub(in crate::api) fn parse(body: &'a [u8], endpoint: Endpoint) -> Result<Self, ApiError> {
         let fields = Fields::parse(body)?;
         for name in READ {
             if fields.entries().iter().filter(|(key, _)| key == name).count() > 1 {
@@ -93,7 +93,7 @@ impl<'a> OpenAiRequest<'a> {
     ///
     /// # Errors
     /// `context_length_exceeded`.
-    pub(super) fn check_length(&self, model: &Model) -> Result<(), ApiError> {
+    pub(in crate::api) fn check_length(&self, model: &Model) -> Result<(), ApiError> {
         let text = self.input.get();
         if text.len() <= budget::most_bytes(model) || !is_text(text) {
             return Ok(());
@@ -116,7 +116,7 @@ impl<'a> OpenAiRequest<'a> {
 
     /// The body without the model, which the worker names as its server knows
     /// it. A stream always asks for usage, for the record.
-    pub(super) fn for_model_server(&self) -> Bytes {
+    pub(in crate::api) fn for_model_server(&self) -> Bytes {
         let entries = self.fields.entries();
         let size: usize = entries
             .iter()

@@ -48,13 +48,15 @@ pub enum Stop {
     NoTaker,
     /// This broker ends and its grace is over.
     Leaving,
+    /// It runs a job that somebody else has ended: how and why its record says that it did.
+    JobOver(Outcome, &'static str),
 }
 
 impl Stop {
     fn order(self) -> CancelReason {
         match self {
             // A broker that leaves takes its clients' connections with it.
-            Stop::ClientGone | Stop::Leaving => CancelReason::ClientGone,
+            Stop::ClientGone | Stop::Leaving | Stop::JobOver(..) => CancelReason::ClientGone,
             Stop::SlowReader => CancelReason::SlowReader,
             Stop::Superseded => CancelReason::Superseded,
             Stop::Expired | Stop::Overdue | Stop::NoTaker => CancelReason::DeadlineExceeded,
@@ -70,6 +72,7 @@ impl Stop {
             Stop::Overdue => (Outcome::Expired, "end_deadline"),
             Stop::NoTaker => (Outcome::Failed, "no_further_attempt"),
             Stop::Leaving => (Outcome::Failed, "broker_stopping"),
+            Stop::JobOver(outcome, reason) => (outcome, reason),
         }
     }
 
@@ -92,6 +95,7 @@ impl Stop {
                 "the request's time ran out; try again later",
             ),
             Stop::NoTaker => cut_off(),
+            Stop::JobOver(_, reason) => ExchangeError::new(FailureKind::Cancelled, reason, "the job is over"),
             Stop::Leaving => ExchangeError {
                 retry_after: Some(LEAVING_RETRY_AFTER),
                 ..ExchangeError::new(

@@ -59,13 +59,14 @@ impl Store {
     /// # Errors
     /// Postgres is away.
     pub async fn expire_jobs(&self, limit: i64) -> Result<Vec<Ended>, StoreError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.begin_by_index().await?;
+        // What is due is locked as it is found, so nobody ends it in between.
         let rows = sqlx::query!(
             "UPDATE jobs SET state = 'expired', owner = NULL, ended_at = now(), reason = 'deadline',
                     message = 'the deadline of the job passed before it was done'
              FROM (SELECT day, id FROM jobs WHERE ended_at IS NULL AND deadline < now()
                    ORDER BY deadline LIMIT $1 FOR UPDATE SKIP LOCKED) AS due
-             WHERE jobs.day = due.day AND jobs.id = due.id AND jobs.ended_at IS NULL
+             WHERE jobs.day = due.day AND jobs.id = due.id
              RETURNING jobs.id, callback, jobs.ended_at",
             limit,
         )

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::super::{Store, StoreError, parsed};
 use super::{Sealed, day};
+use crate::jobs::state::JobState;
 
 /// Clients that one taking looks at; those after them have their turn in the next.
 const CLIENTS: i32 = 256;
@@ -92,11 +93,13 @@ impl Store {
         Ok(())
     }
 
-    /// Puts jobs of brokers whose word has run out back into the line, `limit` at most; how many.
+    /// Puts jobs of brokers whose word has run out back into the line, `limit` at most; how many. The word of `broker`,
+    /// who asks, has to hold at the same moment: where its own has run out too, Postgres was the one that was silent.
     ///
     /// # Errors
     /// Postgres is away.
-    pub async fn recover_jobs(&self, limit: i64) -> Result<u64, StoreError> {
+    pub async fn recover_jobs(&self, broker: &str, limit: i64) -> Result<u64, StoreError> {
+        let mut transaction = self.begin_by_index().await?;
         let done = sqlx::query!(
             "UPDATE jobs SET state = 'queued', owner = NULL, run_after = now()
              FROM (SELECT lost.day, lost.id, lost.owner, lost.run FROM jobs AS lost
@@ -104,17 +107,21 @@ impl Store {
                      AND NOT EXISTS (SELECT FROM job_owners
                                      WHERE broker = lost.owner AND alive_until > now())
                    LIMIT $1) AS lost
-             WHERE jobs.day = lost.day AND jobs.id = lost.id AND jobs.owner = lost.owner AND jobs.run = lost.run",
+             WHERE jobs.day = lost.day AND jobs.id = lost.id AND jobs.run = lost.run
+               AND jobs.owner IS NOT DISTINCT FROM lost.owner
+               AND EXISTS (SELECT FROM job_owners WHERE broker = $2 AND alive_until > now())",
             limit,
+            broker,
         )
-        .execute(&self.pool)
+        .execute(&mut *transaction)
         .await?;
         sqlx::query!(
             "DELETE FROM job_owners AS gone
              WHERE alive_until < now() - interval '1 hour' AND NOT EXISTS (SELECT FROM jobs WHERE owner = gone.broker)"
         )
-        .execute(&self.pool)
+        .execute(&mut *transaction)
         .await?;
+        transaction.commit().await?;
         Ok(done.rows_affected())
     }
 
@@ -184,7 +191,8 @@ impl Store {
 
     /// Makes this broker the owner of waiting jobs of one lane and model so that `window` of them run at all brokers
     /// together, `most` at most now. Clients have turns: who has fewest running comes first, within their limits.
-    /// Only one broker takes at a time; another one that asks meanwhile gets none.
+    /// Only one broker takes at a time; another one that asks meanwhile gets none. Told with them is the client after
+    /// whom the next asking begins, nothing for the first one.
     ///
     /// # Errors
     /// Postgres is away.
@@ -195,8 +203,8 @@ impl Store {
         window: i64,
         most: i64,
         after_client: &str,
-    ) -> Result<Vec<Taken>, StoreError> {
-        let mut transaction = self.pool.begin().await?;
+    ) -> Result<(Vec<Taken>, String), StoreError> {
+        let mut transaction = self.begin_by_index().await?;
         let line = format!("jobs {lane} {model}");
         let mine = sqlx::query_scalar!(
             r#"SELECT pg_try_advisory_xact_lock(hashtext($1)) AS "mine!""#,
@@ -205,7 +213,7 @@ impl Store {
         .fetch_one(&mut *transaction)
         .await?;
         if !mine {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), after_client.to_owned()));
         }
         let rows = sqlx::query!(
             r#"WITH RECURSIVE client AS (
@@ -241,9 +249,10 @@ impl Store {
                )
                UPDATE jobs SET owner = $1, run = run + 1
                FROM picked
-               WHERE jobs.day = picked.day AND jobs.id = picked.id AND jobs.state = 'queued' AND jobs.owner IS NULL
+               WHERE jobs.day = picked.day AND jobs.id = picked.id AND jobs.state = ANY($8) AND jobs.owner IS NULL
                RETURNING jobs.id, client, client_limit, who AS "who: Json<Who>", feature, config_revision, traceparent,
-                         correlation_id, deadline, run, failures, input_of"#,
+                         correlation_id, deadline, run, failures, input_of,
+                         (SELECT max(client.client) FROM client WHERE (SELECT count(*) FROM client) = $7) AS looked_at"#,
             broker,
             lane.as_str(),
             model.as_str(),
@@ -251,13 +260,17 @@ impl Store {
             most,
             after_client,
             CLIENTS,
+            // Said so, it does not invite the planner to look for each of them through all that wait.
+            &JobState::Running.from(),
         )
         .fetch_all(&mut *transaction)
         .await?;
         let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
         let mut inputs = inputs(&mut transaction, &ids).await?;
         transaction.commit().await?;
-        rows.into_iter()
+        let next = rows.first().and_then(|row| row.looked_at.clone());
+        let taken: Result<_, StoreError> = rows
+            .into_iter()
             .map(|row| {
                 Ok(Taken {
                     id: row.id,
@@ -277,7 +290,8 @@ impl Store {
                     input: inputs.remove(&row.id),
                 })
             })
-            .collect()
+            .collect();
+        Ok((taken?, next.unwrap_or_default()))
     }
 }
 

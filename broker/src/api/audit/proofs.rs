@@ -1,0 +1,145 @@
+//! Checkpoints of the audit log, and proofs that lead to them.
+
+use axum::Router;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use http::header;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::away;
+use crate::api::error::{ApiError, Shape};
+use crate::audit::prove;
+use crate::store::Store;
+
+/// Checkpoints on a page when the request names no number, and at most.
+const PAGE: u32 = 100;
+const MAX_PAGE: u32 = 1000;
+
+/// Their routes; the caller's role is checked around them.
+pub fn router(store: Store) -> Router {
+    Router::new()
+        .route("/audit/v1/checkpoints", get(checkpoints))
+        .route("/audit/v1/checkpoints/latest", get(latest))
+        .route("/audit/v1/events/{id}/proof", get(proof))
+        .route("/audit/v1/consistency", get(consistency))
+        .with_state(store)
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Pages {
+    limit: Option<u32>,
+    before: Option<i64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Page {
+    checkpoints: Vec<Listed>,
+    /// Give it back as `before` for the next page.
+    next_before: Option<i64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Listed {
+    id: i64,
+    size: u64,
+    root: String,
+    #[serde(with = "time::serde::rfc3339::option")]
+    signed_at: Option<OffsetDateTime>,
+    note: String,
+}
+
+async fn checkpoints(State(store): State<Store>, asked: Result<Query<Pages>, QueryRejection>) -> Response {
+    let answer = async {
+        let Query(asked) = asked.map_err(|error| ApiError::invalid("", problem(&error)))?;
+        let limit = asked.limit.unwrap_or(PAGE);
+        if limit == 0 || limit > MAX_PAGE {
+            let text = format!("a page has 1 to {MAX_PAGE} checkpoints");
+            return Err(ApiError::invalid("limit", text));
+        }
+        let found = store
+            .newest_checkpoints(asked.before.unwrap_or(i64::MAX), limit)
+            .await;
+        let found = found.map_err(away)?;
+        let is_full = found.len() == limit as usize;
+        let next_before = found.last().map(|(id, _)| *id).filter(|_| is_full);
+        let listed = found.into_iter().map(|(id, checkpoint)| Listed {
+            id,
+            size: checkpoint.size,
+            root: hex::encode(checkpoint.root),
+            signed_at: checkpoint.at,
+            note: checkpoint.note,
+        });
+        Ok(Page {
+            checkpoints: listed.collect(),
+            next_before,
+        })
+    };
+    json(answer.await)
+}
+
+/// The newest checkpoint as it was signed.
+async fn latest(State(store): State<Store>) -> Response {
+    let answer = store.last_checkpoint().await.map_err(away);
+    match answer.and_then(|found| found.ok_or_else(|| none("there is no checkpoint yet"))) {
+        Ok(checkpoint) => {
+            let text = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
+            (text, checkpoint.note).into_response()
+        }
+        Err(error) => error.respond(Shape::Plain),
+    }
+}
+
+async fn proof(State(store): State<Store>, Path(id): Path<String>) -> Response {
+    let answer = async {
+        let id = Uuid::try_parse(&id)
+            .map_err(|_| ApiError::invalid("id", "has to be a UUID, as records have it"))?;
+        let proofs = prove::records(&store, id).await.map_err(away)?;
+        proofs.ok_or_else(|| none("there is no audit record about this id"))
+    };
+    json(answer.await)
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sizes {
+    old: u64,
+    new: u64,
+}
+
+async fn consistency(State(store): State<Store>, asked: Result<Query<Sizes>, QueryRejection>) -> Response {
+    let answer = async {
+        let Query(asked) = asked.map_err(|error| ApiError::invalid("", problem(&error)))?;
+        if asked.old == 0 || asked.old > asked.new {
+            return Err(ApiError::invalid("old", "has to be at least 1 and at most new"));
+        }
+        if asked.new > store.last_checkpoint_size().await.map_err(away)? {
+            return Err(ApiError::invalid("new", "is more than any checkpoint has"));
+        }
+        prove::growth(&store, asked.old, asked.new).await.map_err(away)
+    };
+    json(answer.await)
+}
+
+fn none(text: &'static str) -> ApiError {
+    ApiError::NotFound(text.into())
+}
+
+fn json(answer: Result<impl Serialize, ApiError>) -> Response {
+    match answer {
+        Ok(answer) => axum::Json(answer).into_response(),
+        Err(error) => error.respond(Shape::Plain),
+    }
+}
+
+/// The parser's words without its own introduction: `limit: invalid digit found in string`.
+fn problem(error: &QueryRejection) -> String {
+    let text = error.body_text();
+    text.strip_prefix("Failed to deserialize query string: ")
+        .unwrap_or(&text)
+        .to_owned()
+}

@@ -1,0 +1,546 @@
+//! What the audit log's hash tree is made of and made to: records as leaves, tiles, checkpoints.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use futures_util::TryStreamExt as _;
+use sqlx::postgres::{PgRow, PgValueFormat};
+use sqlx::{PgConnection, Postgres, Row as _, Transaction, ValueRef as _};
+use time::OffsetDateTime;
+
+use super::{Store, StoreError, expect_rows, unsigned};
+use crate::audit::canonical::{Canonical, FIELDS};
+use crate::audit::note::Checkpoint;
+use crate::audit::tree::{Hash, TILE, Tile, Tree, edge_of, root_of};
+
+/// Held by whoever extends the tree.
+const LOCK: &str = "audit_checkpoint";
+
+/// Every column that is hashed, in the order of [`FIELDS`]. Its values are taken as they come over the wire, so it is no
+/// checked query; a test compares it with the table.
+const RECORDS: &str = "SELECT request_id, kind, occurred_at, recorded_at, broker, auth, instance_id, user_id, token_id, client,
+        address, route, feature, lane, model, prompt_id, prompt_version, config_revision, stream, body_bytes,
+        correlation_id, trace_id, outcome, reason, worker, attempts, queue_wait_us, first_byte_us, duration_us,
+        input_tokens, output_tokens, job_id, seq, details, prompt_sha256, answer_sha256
+    FROM audit_events WHERE seq >= $1 AND seq < $2";
+/// Where `seq` is in it.
+const SEQ: usize = 32;
+
+/// The leaves of a range of records.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leaves {
+    /// The first record's number.
+    pub first: u64,
+    /// A leaf for each record from there; `None` where there is no record.
+    pub hashes: Vec<Option<Hash>>,
+    /// Numbers that more than one record has.
+    pub twice: Vec<u64>,
+}
+
+/// Where a record is, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordName {
+    /// Its number.
+    pub seq: Option<i64>,
+    /// The request or what else it is about.
+    pub request_id: uuid::Uuid,
+    /// Which of its records.
+    pub kind: String,
+}
+
+/// A checkpoint's id, its size and what it says.
+pub type SizedCheckpoint = (i64, u64, Result<Checkpoint, StoreError>);
+
+/// One turn of extending the tree: a transaction that nobody else can be in. Dropped, it has done nothing.
+#[derive(Debug)]
+pub struct Turn {
+    transaction: Transaction<'static, Postgres>,
+}
+
+impl Store {
+    /// Begins a turn; `None` while another broker has it.
+    ///
+    /// # Errors
+    /// Postgres is away.
+    pub async fn begin_audit_turn(&self) -> Result<Option<Turn>, StoreError> {
+        let mut transaction = self.pool.begin().await?;
+        let locked = sqlx::query_scalar!(
+            r#"SELECT pg_try_advisory_xact_lock(hashtext($1)) AS "locked!""#,
+            LOCK
+        )
+        .fetch_one(&mut *transaction)
+        .await?;
+        Ok(locked.then_some(Turn { transaction }))
+    }
+
+    /// The leaves of the records with numbers in `range`.
+    ///
+    /// # Errors
+    /// Postgres is away, or a row is unreadable.
+    pub async fn audit_leaves(&self, range: Range<u64>) -> Result<Leaves, StoreError> {
+        leaves(&mut *self.pool.acquire().await?, range).await
+    }
+
+    /// The bytes of a record and its leaf.
+    ///
+    /// # Errors
+    /// Postgres is away, or there is no such record.
+    pub async fn audit_record_bytes(&self, seq: u64) -> Result<(Vec<u8>, Hash), StoreError> {
+        let row = sqlx::query(RECORDS)
+            .bind(number(seq))
+            .bind(number(seq.saturating_add(1)))
+            .fetch_optional(&self.pool)
+            .await?
+            .ok_or_else(|| StoreError::NotFound(format!("there is no audit record {seq}")))?;
+        let mut canonical = Canonical::default();
+        read(&row, &mut canonical).map_err(|problem| StoreError::Corrupt {
+            what: format!("audit record {seq}"),
+            problem,
+        })?;
+        Ok((canonical.bytes().to_vec(), canonical.leaf_hash()))
+    }
+
+    /// The hashes of tiles of one level with numbers in `range`, by number.
+    ///
+    /// # Errors
+    /// Postgres is away, or a row is unreadable.
+    pub async fn audit_tiles(
+        &self,
+        level: u8,
+        range: Range<u64>,
+    ) -> Result<HashMap<u64, Vec<Hash>>, StoreError> {
+        tiles(&mut *self.pool.acquire().await?, level, range).await
+    }
+
+    /// The tree of the first `size` records, from its tiles and the records that are in none.
+    ///
+    /// # Errors
+    /// Postgres is away, or a tile or a record is missing.
+    pub async fn audit_tree(&self, size: u64) -> Result<Tree, StoreError> {
+        tree(&mut *self.pool.acquire().await?, size).await
+    }
+
+    /// How many numbers have been given to records.
+    ///
+    /// # Errors
+    /// Postgres is away.
+    pub async fn audit_size(&self) -> Result<u64, StoreError> {
+        head(&mut *self.pool.acquire().await?).await
+    }
+
+    /// The checkpoint of the largest tree, the newest of them.
+    ///
+    /// # Errors
+    /// Postgres is away, or it is unreadable.
+    pub async fn last_checkpoint(&self) -> Result<Option<Checkpoint>, StoreError> {
+        last_checkpoint(&mut *self.pool.acquire().await?).await
+    }
+
+    /// Records under the checkpoint of the largest tree.
+    ///
+    /// # Errors
+    /// Postgres is away.
+    pub async fn last_checkpoint_size(&self) -> Result<u64, StoreError> {
+        let size = sqlx::query_scalar!("SELECT max(size) FROM audit_checkpoints")
+            .fetch_one(&self.pool)
+            .await?;
+        unsigned("size of a checkpoint", size.unwrap_or(0))
+    }
+
+    /// The id of the checkpoint that was written last; 0 where there is none.
+    ///
+    /// # Errors
+    /// Postgres is away.
+    pub async fn newest_checkpoint_id(&self) -> Result<i64, StoreError> {
+        let id = sqlx::query_scalar!("SELECT max(id) FROM audit_checkpoints")
+            .fetch_one(&self.pool)
+            .await?;
+        Ok(id.unwrap_or(0))
+    }
+
+    /// The number behind that of the last record.
+    ///
+    /// # Errors
+    /// Postgres is away.
+    pub async fn audit_records_end(&self) -> Result<u64, StoreError> {
+        let last = sqlx::query_scalar!("SELECT max(seq) FROM audit_events")
+            .fetch_one(&self.pool)
+            .await?;
+        unsigned(
+            "seq of an audit record",
+            last.map_or(0, |last| last.saturating_add(1)),
+        )
+    }
+
+    /// Checkpoints by size and id, after the one with this size and id: id, size and what the note says, which is an
+    /// error where the columns contradict it.
+    ///
+    /// # Errors
+    /// Postgres is away.
+    pub async fn checkpoints_from(
+        &self,
+        (size, id): (u64, i64),
+        limit: u32,
+    ) -> Result<Vec<SizedCheckpoint>, StoreError> {
+        let rows = sqlx::query!(
+            "SELECT id, size, root, note FROM audit_checkpoints WHERE (size, id) > ($1, $2) ORDER BY size, id LIMIT $3",
+            number(size),
+            id,
+            i64::from(limit),
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter()
+            .map(|row| {
+                let size = unsigned("size of a checkpoint", row.size)?;
+                Ok((row.id, size, checkpoint(row.size, &row.root, &row.note)))
+            })
+            .collect()
+    }
+
+    /// The newest checkpoints, newest first.
+    ///
+    /// # Errors
+    /// Postgres is away, or one is unreadable.
+    pub async fn newest_checkpoints(
+        &self,
+        before: i64,
+        limit: u32,
+    ) -> Result<Vec<(i64, Checkpoint)>, StoreError> {
+        let rows = sqlx::query!(
+            "SELECT id, size, root, note FROM audit_checkpoints WHERE id < $1 ORDER BY id DESC LIMIT $2",
+            before,
+            i64::from(limit),
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter()
+            .map(|row| Ok((row.id, checkpoint(row.size, &row.root, &row.note)?)))
+            .collect()
+    }
+
+    /// Which record has the number `seq`.
+    ///
+    /// # Errors
+    /// Postgres is away.
+    pub async fn record_name(&self, seq: u64) -> Result<Option<RecordName>, StoreError> {
+        let name = sqlx::query_as!(
+            RecordName,
+            "SELECT seq, request_id, kind FROM audit_events WHERE seq = $1 LIMIT 1",
+            number(seq),
+        )
+        .fetch_optional(&self.pool)
+        .await?;
+        Ok(name)
+    }
+
+    /// The records about `id`, in their order.
+    ///
+    /// # Errors
+    /// Postgres is away.
+    pub async fn records_about(&self, id: uuid::Uuid) -> Result<Vec<RecordName>, StoreError> {
+        let names = sqlx::query_as!(
+            RecordName,
+            "SELECT seq, request_id, kind FROM audit_events
+             WHERE request_id = $1 AND day = $2 ORDER BY seq",
+            id,
+            super::audit_events::day_of(id),
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(names)
+    }
+
+    /// A record without a number that is no older than the first one with a number, and one whose number is beyond those
+    /// that were given: neither can be.
+    ///
+    /// # Errors
+    /// Postgres is away.
+    pub async fn unnumbered_records(&self) -> Result<Vec<RecordName>, StoreError> {
+        let names = sqlx::query_as!(
+            RecordName,
+            r#"(SELECT seq, request_id AS "request_id!", kind AS "kind!" FROM audit_events
+              WHERE seq IS NULL
+                AND recorded_at >= (SELECT recorded_at FROM audit_events WHERE seq >= 0 ORDER BY seq LIMIT 1)
+              ORDER BY recorded_at LIMIT 10)
+             UNION ALL
+             (SELECT seq, request_id AS "request_id!", kind AS "kind!" FROM audit_events
+              WHERE seq >= (SELECT size FROM audit_head) ORDER BY seq LIMIT 10)"#,
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(names)
+    }
+}
+
+impl Turn {
+    /// The checkpoint of the largest tree, the newest of them.
+    ///
+    /// # Errors
+    /// Postgres is away, or it is unreadable.
+    pub async fn last_checkpoint(&mut self) -> Result<Option<Checkpoint>, StoreError> {
+        last_checkpoint(&mut self.transaction).await
+    }
+
+    /// How many numbers have been given to records.
+    ///
+    /// # Errors
+    /// Postgres is away.
+    pub async fn size(&mut self) -> Result<u64, StoreError> {
+        head(&mut self.transaction).await
+    }
+
+    /// As [`Store::audit_tree`].
+    ///
+    /// # Errors
+    /// Postgres is away, or a tile or a record is missing.
+    pub async fn tree(&mut self, size: u64) -> Result<Tree, StoreError> {
+        tree(&mut self.transaction, size).await
+    }
+
+    /// As [`Store::audit_leaves`].
+    ///
+    /// # Errors
+    /// Postgres is away, or a row is unreadable.
+    pub async fn leaves(&mut self, range: Range<u64>) -> Result<Leaves, StoreError> {
+        leaves(&mut self.transaction, range).await
+    }
+
+    /// Writes tiles; those that are there already stay as they are.
+    ///
+    /// # Errors
+    /// Postgres is away, or one is there with other hashes.
+    pub async fn insert_tiles(&mut self, tiles: &[Tile]) -> Result<(), StoreError> {
+        for some in tiles.chunks(256) {
+            let levels: Vec<i16> = some.iter().map(|tile| i16::from(tile.level)).collect();
+            let numbers: Vec<i64> = some.iter().map(|tile| number(tile.number)).collect();
+            let hashes: Vec<Vec<u8>> = some.iter().map(|tile| tile.hashes.concat()).collect();
+            sqlx::query!(
+                "INSERT INTO audit_tiles (level, number, hashes)
+                 SELECT * FROM unnest($1::smallint[], $2::bigint[], $3::bytea[]) ON CONFLICT DO NOTHING",
+                &levels,
+                &numbers,
+                &hashes,
+            )
+            .execute(&mut *self.transaction)
+            .await?;
+            let same = sqlx::query_scalar!(
+                r#"SELECT count(*) AS "same!"
+                   FROM unnest($1::smallint[], $2::bigint[], $3::bytea[]) AS tile (level, number, hashes)
+                   JOIN audit_tiles AS kept
+                     ON kept.level = tile.level AND kept.number = tile.number AND kept.hashes = tile.hashes"#,
+                &levels,
+                &numbers,
+                &hashes,
+            )
+            .fetch_one(&mut *self.transaction)
+            .await?;
+            if same != i64::try_from(some.len()).unwrap_or(i64::MAX) {
+                return Err(StoreError::Corrupt {
+                    what: "tile of the audit log".into(),
+                    problem: "it differs from its records".into(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a checkpoint.
+    ///
+    /// # Errors
+    /// Postgres is away or refuses.
+    pub async fn insert_checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
+        let result = sqlx::query!(
+            "INSERT INTO audit_checkpoints (size, root, signed_at, note) VALUES ($1, $2, $3, $4)",
+            number(checkpoint.size),
+            &checkpoint.root[..],
+            checkpoint.at.unwrap_or(OffsetDateTime::UNIX_EPOCH),
+            checkpoint.note,
+        )
+        .execute(&mut *self.transaction)
+        .await?;
+        expect_rows(&result, 1)
+    }
+
+    /// Ends the turn without having done anything; the next one can begin at once.
+    ///
+    /// # Errors
+    /// Postgres is away.
+    pub async fn leave(self) -> Result<(), StoreError> {
+        Ok(self.transaction.rollback().await?)
+    }
+
+    /// Ends the turn, and all that was written in it stands.
+    ///
+    /// # Errors
+    /// Postgres is away; it may stand or not.
+    pub async fn commit(self) -> Result<(), StoreError> {
+        Ok(self.transaction.commit().await?)
+    }
+}
+
+/// Numbers of records and tiles are columns of type bigint.
+fn number(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+async fn head(connection: &mut PgConnection) -> Result<u64, StoreError> {
+    let size = sqlx::query_scalar!("SELECT size FROM audit_head")
+        .fetch_one(connection)
+        .await?;
+    unsigned("size of the audit log", size)
+}
+
+async fn leaves(connection: &mut PgConnection, range: Range<u64>) -> Result<Leaves, StoreError> {
+    let length = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(0);
+    let mut leaves = Leaves {
+        first: range.start,
+        hashes: vec![None; length],
+        twice: Vec::new(),
+    };
+    if length == 0 {
+        return Ok(leaves);
+    }
+    let mut canonical = Canonical::default();
+    let mut rows = sqlx::query(RECORDS)
+        .bind(number(range.start))
+        .bind(number(range.end))
+        .fetch(connection);
+    while let Some(row) = rows.try_next().await? {
+        let seq: u64 = unsigned("seq of an audit record", row.try_get(SEQ)?)?;
+        read(&row, &mut canonical).map_err(|problem| StoreError::Corrupt {
+            what: format!("audit record {seq}"),
+            problem,
+        })?;
+        let at = usize::try_from(seq.wrapping_sub(range.start)).ok();
+        if let Some(slot) = at.and_then(|at| leaves.hashes.get_mut(at))
+            && slot.replace(canonical.leaf_hash()).is_some()
+        {
+            leaves.twice.push(seq);
+        }
+    }
+    Ok(leaves)
+}
+
+/// Makes the record's bytes of a row of [`RECORDS`].
+fn read(row: &PgRow, canonical: &mut Canonical) -> Result<(), String> {
+    canonical.start();
+    for index in 0..FIELDS.len() {
+        let value = row.try_get_raw(index).map_err(|error| error.to_string())?;
+        if value.is_null() {
+            continue;
+        }
+        if value.format() != PgValueFormat::Binary {
+            return Err("it did not come in binary form".into());
+        }
+        let bytes = value.as_bytes().map_err(|error| error.to_string())?;
+        canonical
+            .postgres(index, bytes)
+            .map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}
+
+async fn tiles(
+    connection: &mut PgConnection,
+    level: u8,
+    range: Range<u64>,
+) -> Result<HashMap<u64, Vec<Hash>>, StoreError> {
+    let rows = sqlx::query!(
+        "SELECT number, hashes FROM audit_tiles WHERE level = $1 AND number >= $2 AND number < $3",
+        i16::from(level),
+        number(range.start),
+        number(range.end),
+    )
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let tile = unsigned("number of a tile of the audit log", row.number)?;
+            let hashes = row
+                .hashes
+                .chunks_exact(32)
+                .map(hash_of)
+                .collect::<Result<_, _>>()?;
+            Ok((tile, hashes))
+        })
+        .collect()
+}
+
+fn hash_of(bytes: &[u8]) -> Result<Hash, StoreError> {
+    bytes.try_into().map_err(|_| StoreError::Corrupt {
+        what: "hash of the audit log".into(),
+        problem: format!("it has {} bytes", bytes.len()),
+    })
+}
+
+async fn tree(connection: &mut PgConnection, size: u64) -> Result<Tree, StoreError> {
+    let missing = |what: String| StoreError::Corrupt {
+        what,
+        problem: "it is missing".into(),
+    };
+    let mut edge = Vec::new();
+    for level in 0_u8.. {
+        let (tile, within) = edge_of(size, level);
+        if (tile, within) == (0, 0) {
+            break;
+        }
+        let first = tile * TILE;
+        let range = first..first + within;
+        let mut hashes = Vec::new();
+        if let Some(below) = level.checked_sub(1) {
+            let tiles = tiles(connection, below, range.clone()).await?;
+            for number in range {
+                let tile = tiles
+                    .get(&number)
+                    .ok_or_else(|| missing(format!("tile {below}/{number} of the audit log")))?;
+                hashes.push(root_of(tile));
+            }
+        } else {
+            let leaves = leaves(connection, range).await?;
+            for (seq, leaf) in (first..).zip(leaves.hashes) {
+                hashes.push(leaf.ok_or_else(|| missing(format!("audit record {seq}")))?);
+            }
+        }
+        edge.push(hashes);
+    }
+    Tree::from_edge(size, edge).map_err(|error| StoreError::Corrupt {
+        what: "tree of the audit log".into(),
+        problem: error.to_string(),
+    })
+}
+
+async fn last_checkpoint(connection: &mut PgConnection) -> Result<Option<Checkpoint>, StoreError> {
+    let row =
+        sqlx::query!("SELECT size, root, note FROM audit_checkpoints ORDER BY size DESC, id DESC LIMIT 1")
+            .fetch_optional(connection)
+            .await?;
+    row.map(|row| checkpoint(row.size, &row.root, &row.note))
+        .transpose()
+}
+
+/// Its columns have to say what its note says.
+fn checkpoint(size: i64, root: &[u8], note: &str) -> Result<Checkpoint, StoreError> {
+    let corrupt = |problem: String| StoreError::Corrupt {
+        what: format!("checkpoint of {size} audit records"),
+        problem,
+    };
+    let checkpoint = Checkpoint::parse(note).map_err(|error| corrupt(error.to_string()))?;
+    if number(checkpoint.size) != size || checkpoint.root != root {
+        return Err(corrupt("its columns do not say what its note says".into()));
+    }
+    Ok(checkpoint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_read_in_the_order_of_the_fields() {
+        let (columns, _) = RECORDS.split_once(" FROM ").expect("columns");
+        let columns = columns.trim_start_matches("SELECT").split(',').map(str::trim);
+        assert!(columns.eq(FIELDS.iter().map(|(name, _)| *name)));
+        assert_eq!(FIELDS[SEQ].0, "seq");
+    }
+}
