@@ -8,9 +8,9 @@
 //! 1. `edge::mark`: `X-Request-ID` and `X-Process-Time`, around everything so that refusals have them too.
 //! 2. `edge::share`: what browsers ask before a page may call, and are told after.
 //! 3. `edge::normalise`: `%2F` becomes `/`, before anybody looks at the path, as GitLab's own gateway decodes it.
-//! 4. `access::authenticate`: strangers get 401 before routing, also for unknown paths; their body is not read.
-//! 5. `edge::absorb`: what a refusal left unread of a known caller's body is read and thrown away, so that the
-//!    client sees the answer and not a broken pipe.
+//! 4. `edge::absorb`: what a refusal left unread of the body is read and thrown away, of a stranger's a little,
+//!    so that the client sees the answer and not a broken pipe.
+//! 5. `access::authenticate`: strangers get 401 before routing, also for unknown paths.
 //! 6. The routes. Inference routes open an audit record first (`access::record`).
 
 use std::sync::Arc;
@@ -71,8 +71,8 @@ pub fn router(state: Arc<ApiState>, audit_events: Option<Router>, admin: Option<
             .layer(from_fn(edge::mark))
             .layer(from_fn(edge::share))
             .layer(from_fn(edge::normalise))
-            .layer(from_fn_with_state(state, access::authenticate))
             .layer(from_fn(edge::absorb))
+            .layer(from_fn_with_state(state, access::authenticate))
             .service(routes),
     )
 }

@@ -50,11 +50,8 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
 /// How the pool behaves.
 #[derive(Debug, Clone, Copy)]
 pub struct PoolConfig {
-    /// Connections at most; the broker's own tasks (audit, its retention, two that forward it, sweeper, relay, four of jobs,
-    /// webhooks) may want one each, the rest is for reading and changing.
-    /// Connections at most; the broker's own tasks (audit, checkpoints, sweeper, relay, four of jobs, batches, webhooks) may want
-    /// one each, the
-    /// rest is for reading and changing.
+    /// Connections at most; the broker's own tasks (audit, checkpoints, retention, two that forward records, sweeper,
+    /// relay, four of jobs, batches, webhooks) may want one each, the rest is for reading and changing.
     pub max_connections: u32,
     /// How long a caller waits for a connection, connecting included.
     pub acquire_timeout: Duration,

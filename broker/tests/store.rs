@@ -1196,3 +1196,31 @@ async fn what_has_ended_is_not_read_to_find_what_waits() {
     let read = database.count(read).await;
     assert!(read < 1000, "{read} rows were read to take and end {WAITING}");
 }
+
+#[tokio::test]
+async fn past_days_of_all_that_is_kept_for_days_are_dropped() {
+    let database = Database::create().await;
+    let day = time::macros::date!(2026 - 01 - 10);
+    database.store.create_job_partitions(day).await.unwrap();
+    for table in [
+        "job_results",
+        "job_inputs",
+        "jobs",
+        "file_chunks",
+        "files",
+        "batches",
+        "responses",
+    ] {
+        let dropped = database.store.drop_job_partitions(table, day).await.unwrap();
+        assert_eq!(dropped, 0, "{table}: the day itself stays");
+        let after = day.next_day().unwrap();
+        let dropped = database.store.drop_job_partitions(table, after).await.unwrap();
+        assert_eq!(dropped, 1, "{table}");
+    }
+    let partitioned = "SELECT count(*) FROM pg_class WHERE relkind = 'p' AND relname NOT LIKE 'audit%'";
+    assert_eq!(
+        database.count(partitioned).await,
+        7,
+        "a table that the list above lacks"
+    );
+}

@@ -4,6 +4,8 @@ use duo_system_tests::harness::cluster::{agent, chat, completion, generation};
 use duo_system_tests::harness::{Answer, Cluster};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
 
 const COMPLETIONS: &str = "/v2/code/completions";
 const V3: &str = "/v3/code/completions";
@@ -194,5 +196,53 @@ async fn an_auditor_is_told_what_is_wrong_with_a_query() {
     }
     let first = cluster.call(Method::GET, "/audit/v1/events?cursor=");
     first.token(&cluster.auditor_token).send().await.good();
+    cluster.assert_clean().await;
+}
+
+/// Reads one answer's head and body from a kept connection.
+async fn read_answer(stream: &mut BufReader<TcpStream>) -> (String, Vec<u8>) {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        let read = stream.read_line(&mut head).await.expect("an answer comes");
+        assert_ne!(read, 0, "the broker closed the connection without an answer");
+    }
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: "))
+        .and_then(|length| length.parse().ok())
+        .expect("a length");
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await.expect("the body comes");
+    (head, body)
+}
+
+#[tokio::test]
+async fn a_refused_strangers_connection_stays_open_or_is_said_to_close() {
+    let cluster = Cluster::start().await;
+    let mut stream = BufReader::new(TcpStream::connect(cluster.address_of(0)).await.unwrap());
+    stream.get_ref().set_nodelay(true).unwrap();
+    let head = |bytes: usize| {
+        format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: broker\r\nauthorization: Bearer duo_nobody\r\n\
+             content-type: application/json\r\ncontent-length: {bytes}\r\n\r\n"
+        )
+    };
+    // Head and body arrive apart: many times, since which is seen first is a race.
+    for _ in 0..200 {
+        stream.write_all(head(2).as_bytes()).await.unwrap();
+        tokio::task::yield_now().await;
+        stream.write_all(b"{}").await.unwrap();
+        let (head, _) = read_answer(&mut stream).await;
+        assert!(head.starts_with("HTTP/1.1 401 "), "{head}");
+        assert!(!head.contains("connection: close"), "{head}");
+    }
+    // Nobody waits for megabytes of a stranger.
+    stream.write_all(head(1 << 20).as_bytes()).await.unwrap();
+    let (head, body) = read_answer(&mut stream).await;
+    assert!(head.starts_with("HTTP/1.1 401 "), "{head}");
+    assert!(head.contains("connection: close"), "{head}");
+    assert!(!body.is_empty());
+    let after = stream.read_to_end(&mut Vec::new()).await.unwrap();
+    assert_eq!(after, 0, "the connection ends with its answer");
     cluster.assert_clean().await;
 }

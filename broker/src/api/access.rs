@@ -10,7 +10,7 @@ use duo_contract::snapshot::Role;
 use http::HeaderMap;
 use http::header::HeaderName;
 
-use super::edge::{Arrived, REQUEST_ID};
+use super::edge::{Arrived, OfStranger, REQUEST_ID};
 use super::error::{ApiError, Refused, Shape};
 use super::state::ApiState;
 use crate::auth::AuthError;
@@ -56,7 +56,9 @@ pub(super) async fn authenticate(
                 text: refusal(error, shape),
                 reason: error.reason(),
             };
-            stranger.respond(shape)
+            let mut response = stranger.respond(shape);
+            response.extensions_mut().insert(OfStranger);
+            response
         }
     }
 }

@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::header::{self, HeaderName};
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Method, StatusCode, Uri};
+use http::{HeaderValue, Method, StatusCode, Uri, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
 use uuid::Uuid;
@@ -30,6 +30,15 @@ const PREFLIGHT_SECONDS: HeaderValue = HeaderValue::from_static("600");
 /// When the request's head was here.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Arrived(pub(super) Instant);
+
+/// How much is read and thrown away of a stranger's body, in bytes: what a
+/// client's kernel sends unasked, so that its writing does not break off before
+/// it reads that it is refused.
+const STRANGERS_BODY: usize = 64 * 1024;
+
+/// Marks the refusal of somebody who is not known.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct OfStranger;
 
 /// Marks the answer to a browser's preflight.
 #[derive(Debug, Clone, Copy)]
@@ -123,9 +132,14 @@ fn with_plain_slashes(uri: &Uri) -> Option<Uri> {
     Uri::from_parts(parts).ok()
 }
 
-/// Reads and throws away what the endpoint left of the body, up to the limit
-/// of bodies and for [`REFUSED_WITHIN`] at most. A client that waits for
-/// `100 Continue` is not asked to send what nobody wants.
+/// Reads and throws away what a refusal left of the body, for
+/// [`REFUSED_WITHIN`] at most and up to the limit of bodies, of a stranger's up
+/// to [`STRANGERS_BODY`]. A client that waits for `100 Continue` is not asked to
+/// send what nobody wants.
+///
+/// A connection on which some of a body is still to come takes no further
+/// request and is closed after the answer; the answer says so, or a client that
+/// keeps its connections would send its next request into a closed one.
 pub(super) async fn absorb(request: Request, next: Next) -> Response {
     if request.body().is_end_stream() {
         return next.run(request).await;
@@ -139,24 +153,45 @@ pub(super) async fn absorb(request: Request, next: Next) -> Response {
             left: Arc::clone(&left),
         })
     });
-    let response = next.run(request).await;
+    let version = request.version();
+    let mut response = next.run(request).await;
     let left = left.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some((body, read)) = left
-        && !(waits && read == 0)
-    {
-        let _ = tokio::time::timeout(REFUSED_WITHIN, discard(body, MAX_BODY.saturating_sub(read))).await;
+    let Some((body, read)) = left else {
+        return response;
+    };
+    let most = match response.extensions().get::<OfStranger>() {
+        Some(OfStranger) => STRANGERS_BODY,
+        None => MAX_BODY,
+    };
+    let unwanted = waits && read == 0;
+    let whole = !unwanted
+        && tokio::time::timeout(REFUSED_WITHIN, discard(body, most.saturating_sub(read)))
+            .await
+            .unwrap_or(false);
+    // Later versions have no such header: their streams end one by one.
+    if !whole && version <= Version::HTTP_11 {
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
 
-async fn discard(mut body: Body, mut room: usize) {
-    while let Some(Ok(frame)) = body.frame().await {
+/// Whether the rest of `body` was no more than `room` bytes; nothing is read of
+/// one that announces more.
+async fn discard(mut body: Body, mut room: usize) -> bool {
+    if body.size_hint().lower() > room as u64 {
+        return false;
+    }
+    while let Some(frame) = body.frame().await {
+        let Ok(frame) = frame else { return false };
         let bytes = frame.data_ref().map_or(0, Bytes::len);
         match room.checked_sub(bytes) {
             Some(rest) => room = rest,
-            None => return,
+            None => return false,
         }
     }
+    true
 }
 
 /// A body that hands itself back when it is dropped before its end.

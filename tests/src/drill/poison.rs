@@ -75,7 +75,9 @@ pub(super) async fn run(size: Size) -> Report {
     let checker = Checker::new("poison", size).allow(&["expired", "failed: workers_lost"]);
     let mut report = checker.check(&stage.cluster, &history).await;
     report.figure("workers taken down by one, at most", most.to_string());
-    report.demand(most == ATTEMPTS, || {
+    // A copy that was published again is a first delivery, whose call begins beside its claim: one worker more may be
+    // taken down before it hears that there is no attempt left.
+    report.demand((ATTEMPTS..=ATTEMPTS + 1).contains(&most), || {
         format!("a poison took down {most} workers instead of {ATTEMPTS}")
     });
     report.demand(unclear.is_empty(), || unclear.join("; "));
