@@ -103,11 +103,15 @@ CREATE FUNCTION audit_partition_days(of_table text) RETURNS SETOF date LANGUAGE 
     WHERE inhparent = of_table::regclass
 $$;
 
--- Keeps writers out of one day's partition of one of them until the transaction ends; false when there is none.
+-- Keeps writers out of one day's partition of one of them until the transaction ends; false when there is none. Like the
+-- next one it runs with its owner's rights where the broker's own role owns no table (deploy/postgres/roles.sql).
 CREATE FUNCTION lock_audit_partition(of_table text, of_day date) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     partition text := of_table || '_' || to_char(of_day, 'YYYYMMDD');
 BEGIN
+    IF of_table NOT IN ('audit_events', 'audit_bodies', 'audit_keys') THEN
+        RAISE EXCEPTION '% is no audit table', of_table USING ERRCODE = 'insufficient_privilege';
+    END IF;
     IF to_regclass(partition) IS NULL THEN
         RETURN false;
     END IF;
@@ -115,20 +119,29 @@ BEGIN
     RETURN true;
 END $$;
 
--- Drops one day's partition of one of them; false when there is none.
+-- Drops one day's partition of one of them, and with records what is counted of them; false when there is none. Records of
+-- today and yesterday are never dropped, whoever asks.
 CREATE FUNCTION drop_audit_partition(of_table text, of_day date) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     partition text := of_table || '_' || to_char(of_day, 'YYYYMMDD');
 BEGIN
-    IF of_table NOT IN ('audit_events', 'audit_bodies', 'audit_keys') THEN
-        RAISE EXCEPTION '% is no audit table', of_table;
+    IF of_table NOT IN ('audit_events', 'audit_bodies', 'audit_keys')
+       OR of_table = 'audit_events' AND of_day >= (now() AT TIME ZONE 'UTC')::date - 1 THEN
+        RAISE EXCEPTION '% of % is not dropped', of_table, of_day USING ERRCODE = 'insufficient_privilege';
     END IF;
     IF to_regclass(partition) IS NULL THEN
         RETURN false;
     END IF;
     EXECUTE format('DROP TABLE %I', partition);
+    IF of_table = 'audit_events' THEN
+        DELETE FROM audit_counts WHERE day = of_day;
+        DELETE FROM audit_days WHERE day = of_day;
+    END IF;
     RETURN true;
 END $$;
+
+-- The newest record of a drop says which numbers have no record any more.
+CREATE INDEX audit_events_drops ON audit_events (seq) WHERE route = 'retention.drop_records';
 
 -- How far records were forwarded, by where they go.
 CREATE TABLE audit_forwards (

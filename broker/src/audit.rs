@@ -19,7 +19,6 @@ pub mod redact;
 pub mod retention;
 pub mod sign_ins;
 pub mod sink;
-pub mod subtree;
 pub mod sweeper;
 pub mod tree;
 pub mod verify;

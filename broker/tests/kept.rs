@@ -10,7 +10,7 @@ use bytes::Bytes;
 use duo_broker::audit::keys::{DataKey, MasterKeys};
 use duo_broker::audit::reader::{Kept, ReadError, Reader};
 use duo_broker::audit::retention::{self, Look};
-use duo_broker::audit::subtree::{Subtree, leaf};
+use duo_broker::audit::tree::Tree;
 use duo_broker::store::StoreError;
 use duo_broker::store::audit_bodies::Piece;
 use duo_broker::store::audit_holds::NewHold;
@@ -381,14 +381,15 @@ async fn what_is_over_is_dropped_whole_and_what_it_was_can_be_proved() {
         insert(&database, &ended(id_on(old), None)).await;
     }
     insert(&database, &ended(id_on(young), None)).await;
-    let rows: Vec<String> =
-        sqlx::query_scalar("SELECT e::text FROM audit_events AS e WHERE day = $1 ORDER BY seq")
-            .bind(old)
-            .fetch_all(&database.pool)
-            .await
-            .unwrap();
-    let mut tree = Subtree::default();
-    rows.iter().for_each(|row| tree.push(leaf(row.as_bytes())));
+    // A tile of the tree holds 256.
+    let others: Vec<AuditRecord> = (0..251).map(|_| ended(id_on(young), None)).collect();
+    let others: Vec<&AuditRecord> = others.iter().collect();
+    store.insert_audit_records(&others).await.unwrap();
+    let leaves = store.audit_leaves(0..5).await.unwrap();
+    let mut tree = Tree::default();
+    for leaf in leaves.hashes {
+        tree.append(leaf.unwrap(), &mut Vec::new());
+    }
     // Due today, and tomorrow.
     keep_one(&database, "user:x", old, today).await;
     let kept = keep_one(&database, "user:x", young, date!(2026 - 12 - 02)).await;
@@ -406,24 +407,28 @@ async fn what_is_over_is_dropped_whole_and_what_it_was_can_be_proved() {
     let gone = "SELECT count(*) FROM pg_class WHERE relname IN
                 ('audit_events_20260101', 'audit_bodies_20261201', 'audit_keys_20261201')";
     assert_eq!(database.count(gone).await, 0);
-    let told = details(&database, "changed", "retention.drop").await;
+    let told = details(&database, "changed", "retention.drop_records").await;
+    assert_eq!(told.len(), 1);
     assert_eq!(told[0]["subject"], "audit_events/2026-01-01");
+    assert_eq!(told[0]["after"]["dropped"], serde_json::json!([[0, 4]]));
     let was = &told[0]["before"];
     assert_eq!(
         (&was["records"], &was["first_seq"], &was["last_seq"]),
         (&5.into(), &0.into(), &4.into())
     );
     assert_eq!(was["root_sha256"], hex::encode(tree.root()));
+    let told = details(&database, "changed", "retention.drop_bodies").await;
     assert_eq!(
-        told[1]["before"],
+        told[0]["before"],
         serde_json::json!({"texts": 1, "requests": 1, "keys": 1})
     );
-    // The records of the drops have the next numbers.
-    let numbers: Vec<i64> = sqlx::query_scalar("SELECT seq FROM audit_events ORDER BY seq")
-        .fetch_all(&database.pool)
-        .await
-        .unwrap();
-    assert_eq!(numbers, [5, 6, 7, 8]);
+    assert_eq!(database.count("SELECT min(seq) FROM audit_events").await, 5);
+    assert_eq!(
+        database
+            .count("SELECT count(*) FROM audit_counts WHERE day = '2026-01-01'")
+            .await,
+        0
+    );
     assert_eq!(retention::look(store, today, 300).await.unwrap(), Look::default());
 }
 

@@ -65,7 +65,8 @@ BEGIN
     FOR routine IN
         SELECT oid::regprocedure AS name, proname FROM pg_proc
         WHERE pronamespace = current_schema()::regnamespace
-          AND proname IN ('create_audit_partition', 'create_job_partitions', 'drop_job_partitions')
+          AND proname IN ('create_audit_partition', 'create_audit_body_partition', 'lock_audit_partition',
+                          'drop_audit_partition', 'create_job_partitions', 'drop_job_partitions')
     LOOP
         EXECUTE format('ALTER FUNCTION %s OWNER TO duo_owner', routine.name);
         EXECUTE format('ALTER FUNCTION %s SECURITY DEFINER SET search_path FROM CURRENT', routine.name);

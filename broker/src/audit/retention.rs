@@ -11,6 +11,7 @@ use duo_process::shutdown::Shutdown;
 use prometheus::{IntCounter, IntGauge, Registry};
 use time::Date;
 
+use super::checkpoint;
 use crate::store::audit_retention::{Dropped, Partitioned};
 use crate::store::{Store, StoreError};
 
@@ -107,6 +108,16 @@ pub async fn look(store: &Store, today: Date, events_days: u16) -> Result<Look, 
     let oldest = today.saturating_sub(time::Duration::days(events_days.into()));
     let tomorrow = today.saturating_add(time::Duration::DAY);
     let mut look = Look::default();
+    if store.last_checkpoint_size().await? == 0
+        && !store
+            .due_partitions(Partitioned::Events, oldest)
+            .await?
+            .is_empty()
+        && let Err(error) = checkpoint::keep_tiles(store).await
+    {
+        let error = &error as &dyn std::error::Error;
+        tracing::warn!(error, "the tree of the audit log could not be made");
+    }
     for (of, before) in [(Partitioned::Events, oldest), (Partitioned::Bodies, tomorrow)] {
         for (number, day) in store.due_partitions(of, before).await?.into_iter().enumerate() {
             look.due += 1;
@@ -121,6 +132,10 @@ pub async fn look(store: &Store, today: Date, events_days: u16) -> Result<Look, 
                 }
                 Ok(Dropped::Held) => look.held += 1,
                 Ok(Dropped::Elsewhere) => {}
+                // Time brings more records and their tiles, and a log that is not signed gets them here.
+                Ok(Dropped::NotInTree) => {
+                    tracing::info!(?of, %day, "a partition of the audit log stays until the log's tree has its records");
+                }
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
                     tracing::warn!(error, ?of, %day, "a partition of the audit log could not be dropped; trying again later");

@@ -1,16 +1,21 @@
 //! Drops whole partitions of records and of kept texts when their time is over, with a record of what went.
 
-use futures_util::StreamExt as _;
+use std::collections::HashMap;
+use std::ops::Range;
+
 use serde_json::{Value, json};
 use sqlx::{PgConnection, Postgres, Transaction};
 use time::Date;
 
 use super::change_records::{self, ChangeRecord};
-use super::{Store, StoreError, audit_holds, config_revision};
-use crate::audit::subtree::{Subtree, leaf};
+use super::{Store, StoreError, audit_holds, audit_tree, config_revision, unsigned};
+use crate::audit::tree::{Hash, TILE, Tree};
 
 /// Stands in records where an administrator would.
 const ACTOR: &str = "retention";
+
+/// Tiles of the tree that are read at once.
+const TILES: u64 = 256;
 
 /// A partitioned table of the audit log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +33,32 @@ impl Partitioned {
             Partitioned::Bodies => "audit_bodies",
         }
     }
+
+    /// What a drop is called in the log.
+    fn what(self) -> &'static str {
+        match self {
+            Partitioned::Events => "retention.drop_records",
+            Partitioned::Bodies => "retention.drop_bodies",
+        }
+    }
+}
+
+/// Records that are gone by rule.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DroppedRecords {
+    /// The number of the record that says so.
+    pub said_by: u64,
+    /// Their numbers, in order.
+    pub numbers: Vec<Range<u64>>,
+}
+
+impl DroppedRecords {
+    /// Whether the record with this number is gone by rule.
+    #[must_use]
+    pub fn contains(&self, seq: u64) -> bool {
+        let after = self.numbers.partition_point(|range| range.end <= seq);
+        self.numbers.get(after).is_some_and(|range| range.contains(&seq))
+    }
 }
 
 /// What became of a partition that was due.
@@ -39,6 +70,8 @@ pub enum Dropped {
     Held,
     /// Another broker is at it, or was faster.
     Elsewhere,
+    /// Some of its records are in no tile of the log's tree yet, without which nothing could be proved of them.
+    NotInTree,
 }
 
 impl Store {
@@ -55,6 +88,14 @@ impl Store {
         .fetch_all(&self.pool)
         .await?;
         Ok(days)
+    }
+
+    /// Records that are gone by rule, as the newest record of a drop says.
+    ///
+    /// # Errors
+    /// Postgres is away, or that record is unreadable.
+    pub async fn dropped_records(&self) -> Result<Option<DroppedRecords>, StoreError> {
+        dropped(&mut *self.pool.acquire().await?).await
     }
 
     /// Drops a day's partition unless a hold covers some of it. Whoever waits for the table waits for two seconds at most.
@@ -87,7 +128,10 @@ impl Store {
         }
         let what_was = match of {
             Partitioned::Events => events(&mut transaction, day).await?,
-            Partitioned::Bodies => bodies(&mut transaction, day).await?,
+            Partitioned::Bodies => Some(bodies(&mut transaction, day).await?),
+        };
+        let Some(what_was) = what_was else {
+            return Ok(Dropped::NotInTree);
         };
         drop_and_record(transaction, of, day, what_was).await?;
         Ok(Dropped::Gone)
@@ -136,39 +180,141 @@ async fn is_held(connection: &mut PgConnection, of: Partitioned, day: Date) -> R
     Ok(held)
 }
 
-/// Count, numbers and root of a day's records.
-async fn events(connection: &mut PgConnection, day: Date) -> Result<Value, StoreError> {
+/// A part of the log and what is to be said of it when it goes.
+struct Leaving {
+    before: Value,
+    /// Numbers that have no record any more afterwards, in this drop and those before.
+    dropped: Option<Vec<[u64; 2]>>,
+}
+
+/// Count, numbers and root of a day's records, and all numbers that are gone with them; nothing where the tree lacks some.
+/// Their leaves are read from the tree, which verification holds against checkpoints.
+async fn events(connection: &mut PgConnection, day: Date) -> Result<Option<Leaving>, StoreError> {
     let facts = sqlx::query!(
-        r#"SELECT count(*) AS "count!", min(seq) AS first, max(seq) AS last FROM audit_events WHERE day = $1"#,
+        r#"SELECT count(*) AS "count!", count(seq) AS "numbered!", min(seq) AS first, max(seq) AS last
+           FROM audit_events WHERE day = $1"#,
         day
     )
     .fetch_one(&mut *connection)
     .await?;
-    Ok(json!({
+    let numbers = numbers(connection, day).await?;
+    if let Some(last) = numbers.last()
+        && last.end > audit_tree::tiles_end(connection).await?
+    {
+        return Ok(None);
+    }
+    let mut dropped = dropped(connection).await?.unwrap_or_default().numbers;
+    dropped.extend(numbers.iter().cloned());
+    let before = json!({
         "records": facts.count,
+        "unnumbered": facts.count - facts.numbered,
         "first_seq": facts.first,
         "last_seq": facts.last,
-        "root_sha256": hex::encode(root(connection, day).await?),
-        "leaves": "row text, by seq and then id",
+        "root_sha256": hex::encode(root(connection, &numbers).await?),
+    });
+    let dropped = joined(dropped);
+    Ok(Some(Leaving {
+        before,
+        dropped: Some(
+            dropped
+                .into_iter()
+                .map(|range| [range.start, range.end - 1])
+                .collect(),
+        ),
     }))
 }
 
-/// The root over a day's records. This is the seam to the log's own tree: what stands here as a leaf's bytes is to be the
-/// record's canonical form as soon as there is one.
-async fn root(connection: &mut PgConnection, day: Date) -> Result<crate::audit::subtree::Hash, StoreError> {
-    let mut rows = sqlx::query_scalar!(
-        r#"SELECT e::text AS "row!" FROM audit_events AS e WHERE day = $1 ORDER BY seq NULLS FIRST, request_id, kind"#,
-        day,
+/// The numbers of a day's records, in order.
+async fn numbers(connection: &mut PgConnection, day: Date) -> Result<Vec<Range<u64>>, StoreError> {
+    let rows = sqlx::query!(
+        r#"SELECT min(seq) AS "first!", max(seq) AS "last!"
+           FROM (SELECT seq, seq - row_number() OVER (ORDER BY seq) AS island
+                 FROM audit_events WHERE day = $1 AND seq IS NOT NULL) AS numbered
+           GROUP BY island ORDER BY 1"#,
+        day
     )
-    .fetch(connection);
-    let mut tree = Subtree::default();
-    while let Some(row) = rows.next().await {
-        tree.push(leaf(row?.as_bytes()));
+    .fetch_all(connection)
+    .await?;
+    let what = "seq of an audit record";
+    rows.into_iter()
+        .map(|row| {
+            let (first, last): (u64, u64) = (unsigned(what, row.first)?, unsigned(what, row.last)?);
+            Ok(first..last.saturating_add(1))
+        })
+        .collect()
+}
+
+/// Ranges in order, those that touch as one.
+fn joined(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    ranges.sort_by_key(|range| range.start);
+    let mut joined: Vec<Range<u64>> = Vec::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => joined.push(range),
+        }
+    }
+    joined
+}
+
+/// The root over the leaves with these numbers, one after the other.
+async fn root(connection: &mut PgConnection, numbers: &[Range<u64>]) -> Result<Hash, StoreError> {
+    let mut tree = Tree::default();
+    let mut above = Vec::new();
+    let mut tiles = HashMap::new();
+    for range in numbers {
+        for seq in range.clone() {
+            let number = seq / TILE;
+            if !tiles.contains_key(&number) {
+                let upto = (range.end - 1) / TILE + 1;
+                tiles = audit_tree::tiles(connection, 0, number..upto.min(number + TILES)).await?;
+            }
+            let leaf = tiles
+                .get(&number)
+                .and_then(|tile| tile.get(usize::try_from(seq % TILE).ok()?))
+                .ok_or_else(|| StoreError::Corrupt {
+                    what: format!("tile 0/{number} of the audit log"),
+                    problem: "it is missing".into(),
+                })?;
+            tree.append(*leaf, &mut above);
+        }
+        above.clear();
     }
     Ok(tree.root())
 }
 
-async fn bodies(connection: &mut PgConnection, day: Date) -> Result<Value, StoreError> {
+/// What the newest record of a drop says; nothing where nothing was dropped.
+async fn dropped(connection: &mut PgConnection) -> Result<Option<DroppedRecords>, StoreError> {
+    let newest = sqlx::query!(
+        r#"SELECT seq AS "seq!", details FROM audit_events
+           WHERE route = 'retention.drop_records' AND seq IS NOT NULL ORDER BY seq DESC LIMIT 1"#
+    )
+    .fetch_optional(connection)
+    .await?;
+    let Some(newest) = newest else { return Ok(None) };
+    let what = || format!("audit record {}", newest.seq);
+    let details: Value =
+        serde_json::from_str(newest.details.as_deref().unwrap_or_default()).map_err(|error| {
+            StoreError::Corrupt {
+                what: what(),
+                problem: error.to_string(),
+            }
+        })?;
+    let ranges: Vec<[u64; 2]> =
+        serde_json::from_value(details["after"]["dropped"].clone()).map_err(|error| StoreError::Corrupt {
+            what: what(),
+            problem: error.to_string(),
+        })?;
+    Ok(Some(DroppedRecords {
+        said_by: unsigned("seq of an audit record", newest.seq)?,
+        numbers: ranges
+            .into_iter()
+            .map(|[first, last]| first..last.saturating_add(1))
+            .collect(),
+    }))
+}
+
+async fn bodies(connection: &mut PgConnection, day: Date) -> Result<Leaving, StoreError> {
     let facts = sqlx::query!(
         r#"SELECT count(*) FILTER (WHERE chunk = 0) AS "texts!", count(DISTINCT request_id) AS "requests!"
            FROM audit_bodies WHERE drop_on = $1"#,
@@ -182,14 +328,17 @@ async fn bodies(connection: &mut PgConnection, day: Date) -> Result<Value, Store
     )
     .fetch_one(connection)
     .await?;
-    Ok(json!({"texts": facts.texts, "requests": facts.requests, "keys": keys}))
+    Ok(Leaving {
+        before: json!({"texts": facts.texts, "requests": facts.requests, "keys": keys}),
+        dropped: None,
+    })
 }
 
 async fn drop_and_record(
     mut transaction: Transaction<'static, Postgres>,
     of: Partitioned,
     day: Date,
-    what_was: Value,
+    what_was: Leaving,
 ) -> Result<(), StoreError> {
     let revision = config_revision::read(&mut transaction).await?;
     // In the order in which writers lock: the head first, then the table.
@@ -206,12 +355,26 @@ async fn drop_and_record(
             .await?;
     }
     let record = ChangeRecord {
-        what: "retention.drop",
+        what: of.what(),
         subject: format!("{}/{day}", of.table()),
-        before: Some(what_was),
-        after: None,
+        before: Some(what_was.before),
+        after: what_was.dropped.map(|dropped| json!({"dropped": dropped})),
     };
     change_records::add(&mut transaction, ACTOR, revision, &record).await?;
     transaction.commit().await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_touch_are_one_range() {
+        let numbers = joined(vec![7..9, 0..3, 3..5, 20..21, 8..10]);
+        assert_eq!(numbers, [0..5, 7..10, 20..21]);
+        let dropped = DroppedRecords { said_by: 30, numbers };
+        let gone: Vec<u64> = (0..25).filter(|seq| dropped.contains(*seq)).collect();
+        assert_eq!(gone, [0, 1, 2, 3, 4, 7, 8, 9, 20]);
+    }
 }

@@ -23,7 +23,7 @@ use super::moment;
 const KEYS_AT_ONCE: i64 = 500;
 
 #[derive(Debug, Subcommand)]
-pub(super) enum KeptCommand {
+pub(in crate::cli) enum KeptCommand {
     /// Show what is kept of a request's prompt and answer; the reading is recorded first.
     #[command(
         after_long_help = "Needs DUO_AUDIT_MASTER_KEY_FILE. Only features with the body policy `full` keep any.
@@ -53,7 +53,7 @@ and restart them; run this; then remove the old line."
 }
 
 #[derive(Debug, Args)]
-pub(super) struct BodyArguments {
+pub(in crate::cli) struct BodyArguments {
     /// The request.
     id: Uuid,
     /// Why; it stands in the record of this reading.
@@ -65,7 +65,7 @@ pub(super) struct BodyArguments {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct EraseArguments {
+pub(in crate::cli) struct EraseArguments {
     /// Of this GitLab user id (a hash), API token id or instance id, of all days.
     #[arg(
         long,
@@ -86,7 +86,7 @@ pub(super) struct EraseArguments {
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum HoldCommand {
+pub(in crate::cli) enum HoldCommand {
     /// Let nothing of a time go.
     #[command(after_long_help = "Examples:
   duo-broker audit hold place --since 2026-10-01T00:00:00Z --until 2026-11-01T00:00:00Z --reason 'case 12'
@@ -112,7 +112,7 @@ pub(super) enum HoldCommand {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct PlaceArguments {
+pub(in crate::cli) struct PlaceArguments {
     /// Prompts and answers of this GitLab user id only; records of its time are held in any case.
     #[arg(long, value_name = "ID", conflicts_with = "token")]
     user: Option<String>,
