@@ -362,7 +362,9 @@ const PAST: time::Date = time::macros::date!(2026 - 01 - 01);
 
 /// Records of [`PAST`] and of today, turn and turn about.
 async fn insert_old_and_new(store: &Store, records: u64) {
-    store.create_audit_partition(PAST).await.unwrap();
+    for day in [PAST, clock::now().date()] {
+        store.create_audit_partition(day).await.unwrap();
+    }
     let seconds = u64::try_from(PAST.midnight().assume_utc().unix_timestamp()).unwrap();
     let records: Vec<AuditRecord> = (0..records)
         .map(|number| {

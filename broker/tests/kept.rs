@@ -7,6 +7,7 @@
 mod servers;
 
 use bytes::Bytes;
+use duo_broker::audit::checkpoint;
 use duo_broker::audit::keys::{DataKey, MasterKeys};
 use duo_broker::audit::reader::{Kept, ReadError, Reader};
 use duo_broker::audit::retention::{self, Look};
@@ -438,15 +439,18 @@ async fn a_reader_of_the_table_delays_a_drop_and_a_drop_delays_no_writer_for_lon
     let store = &database.store;
     let old = date!(2026 - 01 - 01);
     insert(&database, &ended(id_on(old), None)).await;
+    let today = date!(2026 - 12 - 01);
+    let others: Vec<AuditRecord> = (0..255).map(|_| ended(id_on(today), None)).collect();
+    let others: Vec<&AuditRecord> = others.iter().collect();
+    store.create_audit_partition(today).await.unwrap();
+    store.insert_audit_records(&others).await.unwrap();
+    checkpoint::keep_tiles(store).await.unwrap();
     let mut reader = database.pool.begin().await.unwrap();
     sqlx::query("SELECT count(*) FROM audit_events")
         .execute(&mut *reader)
         .await
         .unwrap();
-    let today = date!(2026 - 12 - 01);
     let record = ended(id_on(today), None);
-    let day = duo_broker::store::audit_events::day_of(record.request_id).unwrap();
-    store.create_audit_partition(day).await.unwrap();
     let write = async {
         let began = std::time::Instant::now();
         store.insert_audit_records(&[&record]).await.unwrap();

@@ -159,11 +159,11 @@ pub(super) async fn absorb(request: Request, next: Next) -> Response {
     let Some((body, read)) = left else {
         return response;
     };
-    let most = match response.extensions().get::<OfStranger>() {
-        Some(OfStranger) => STRANGERS_BODY,
-        None => MAX_BODY,
-    };
-    let unwanted = waits && read == 0;
+    let is_stranger = response.extensions().get::<OfStranger>().is_some();
+    let most = if is_stranger { STRANGERS_BODY } else { MAX_BODY };
+    // Nobody waits for what a stranger announces.
+    let too_much = is_stranger && body.size_hint().lower() > most as u64;
+    let unwanted = waits && read == 0 || too_much;
     let whole = !unwanted
         && tokio::time::timeout(REFUSED_WITHIN, discard(body, most.saturating_sub(read)))
             .await
@@ -177,12 +177,8 @@ pub(super) async fn absorb(request: Request, next: Next) -> Response {
     response
 }
 
-/// Whether the rest of `body` was no more than `room` bytes; nothing is read of
-/// one that announces more.
+/// Whether the rest of `body` was no more than `room` bytes.
 async fn discard(mut body: Body, mut room: usize) -> bool {
-    if body.size_hint().lower() > room as u64 {
-        return false;
-    }
     while let Some(frame) = body.frame().await {
         let Ok(frame) = frame else { return false };
         let bytes = frame.data_ref().map_or(0, Bytes::len);

@@ -18,7 +18,11 @@ const RULES: [(&str, &str); 12] = [
         "private_key",
         r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----(?s:.*?)(?:-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----|\z)",
     ),
-    ("gitlab_token", r"(?-u:\b)gl[a-z]{1,8}-[0-9A-Za-z_.=-]{16,}"),
+    // GitLab's own list of prefixes; whatever else begins with "gl" is somebody's code.
+    (
+        "gitlab_token",
+        r"(?-u:\b)gl(?:pat|oas|dt|rtr?|cbt|ptt|ft|imt|agent|wt|soat|ffct)-[0-9A-Za-z_.=-]{16,}",
+    ),
     ("gitlab_token", r"(?-u:\b)GR1348941[0-9A-Za-z_-]{20,}"),
     (
         "jwt",

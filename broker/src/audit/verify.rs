@@ -73,7 +73,7 @@ pub async fn verify(
     while first < end {
         let last = end.min(first + BATCH);
         let leaves = store.audit_leaves(first..last).await?;
-        let tiles = store.audit_tiles(0, first / TILE..last / TILE).await?;
+        let tiles = store.audit_tiles(0, first / TILE..last.div_ceil(TILE)).await?;
         let mut emitted = Vec::new();
         walk.gaps(&leaves);
         for (seq, leaf) in (first..).zip(&leaves.hashes) {

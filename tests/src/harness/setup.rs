@@ -26,6 +26,7 @@ pub struct Builder {
     brokers: usize,
     workers: usize,
     own_postgres: bool,
+    postgres_below: PathBuf,
     nats: NatsPlan,
     linked: bool,
     broker_env: Vec<(String, String)>,
@@ -47,6 +48,7 @@ impl Default for Builder {
             brokers: 1,
             workers: 1,
             own_postgres: false,
+            postgres_below: std::env::temp_dir(),
             nats: NatsPlan::default(),
             linked: false,
             broker_env: Vec::new(),
@@ -157,6 +159,14 @@ impl Builder {
         self
     }
 
+    /// With a PostgreSQL server of its own whose files are below this folder.
+    #[must_use]
+    pub fn own_postgres_below(mut self, folder: &Path) -> Self {
+        self.own_postgres = true;
+        self.postgres_below = folder.to_owned();
+        self
+    }
+
     /// With nats-servers like this; a cluster keeps every stream on three of them.
     pub fn nats(mut self, plan: NatsPlan) -> Self {
         self.nats = plan;
@@ -202,7 +212,7 @@ impl Builder {
             .expect("a folder");
         let (nats, (postgres, database), sim, gitlab) = tokio::join!(
             Nats::start_as(folder.path(), &self.nats),
-            Box::pin(storage(self.own_postgres)),
+            Box::pin(storage(self.own_postgres.then_some(&self.postgres_below))),
             Sim::start(self.sim.clone()),
             Gitlab::start(),
         );
@@ -423,9 +433,9 @@ pub(super) fn path_text(path: &Path) -> &str {
     path.to_str().expect("a path of plain characters")
 }
 
-async fn storage(own: bool) -> (Option<Postgres>, super::postgres::Database) {
-    if own {
-        let server = Postgres::start().await;
+async fn storage(own: Option<&PathBuf>) -> (Option<Postgres>, super::postgres::Database) {
+    if let Some(folder) = own {
+        let server = Postgres::start_below(folder).await;
         let database = server.database().await;
         return (Some(server), database);
     }
