@@ -26,6 +26,7 @@ use tower::ServiceBuilder;
 mod access;
 pub mod admin;
 pub mod audit;
+pub mod audit_bodies;
 mod batches;
 mod chat;
 mod code;

@@ -5,12 +5,18 @@
 //! through [`sink`], so that neither Postgres nor a restart of NATS makes a
 //! request wait or loses a record.
 
+pub mod bodies;
 pub mod canonical;
 pub mod checkpoint;
 pub mod export;
+pub mod forward;
+pub mod keys;
 pub mod note;
 pub mod prove;
+pub mod reader;
 pub mod reads;
+pub mod redact;
+pub mod retention;
 pub mod sign_ins;
 pub mod sink;
 pub mod sweeper;
@@ -19,14 +25,18 @@ pub mod verify;
 pub mod writer;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use duo_contract::audit::{AuditKind, AuditRecord, End, Outcome, What, Who};
+use duo_contract::failure::FailureKind;
 use duo_contract::name::{FeatureName, ModelName};
 use duo_contract::snapshot::Feature;
 use uuid::Uuid;
 
 use crate::metrics::{Metrics, Stages};
+use crate::request::{ExchangeError, Work};
+use bodies::{Bodies, Leaves};
 use sign_ins::SignIns;
 use sink::{AuditSink, Stored};
 
@@ -36,7 +46,14 @@ pub struct AuditLog {
     broker: Arc<str>,
     sink: AuditSink,
     metrics: Metrics,
-    sign_ins: Arc<SignIns>,
+    shared: Arc<Shared>,
+}
+
+/// What all clones of a log have together.
+#[derive(Debug, Default)]
+struct Shared {
+    sign_ins: SignIns,
+    bodies: Option<Bodies>,
 }
 
 impl AuditLog {
@@ -47,7 +64,20 @@ impl AuditLog {
             broker: broker.into(),
             sink,
             metrics,
-            sign_ins: Arc::default(),
+            shared: Arc::default(),
+        }
+    }
+
+    /// The same log, which sees to prompts and answers too.
+    #[must_use]
+    pub fn with_bodies(self, bodies: Bodies) -> Self {
+        let shared = Shared {
+            bodies: Some(bodies),
+            ..Shared::default()
+        };
+        Self {
+            shared: Arc::new(shared),
+            ..self
         }
     }
 
@@ -79,6 +109,7 @@ impl AuditLog {
                 no_letter: false,
                 is_judged: false,
                 held: None,
+                leaves: None,
                 job_over: None,
             }),
         }))
@@ -116,6 +147,8 @@ struct State {
     is_judged: bool,
     /// The good end that waits for that.
     held: Option<End>,
+    /// Prompt and answer, where the feature's policy wants something of them.
+    leaves: Option<Box<Leaves>>,
     /// How it ends if nobody wants its answer any more because its job is over.
     job_over: Option<(Outcome, &'static str)>,
 }
@@ -198,6 +231,35 @@ impl OpenRecord {
             state.what.prompt_version = Some(version.clone());
         }
         state.what.body_bytes = u64::try_from(body_bytes).unwrap_or(u64::MAX);
+    }
+
+    /// Holds on to what the feature's policy wants of the prompt, and from now on of the answer.
+    ///
+    /// # Errors
+    /// More waits for NATS than a new request should add to.
+    pub(crate) fn keep_bodies(&self, feature: &Feature, work: &Work) -> Result<(), ExchangeError> {
+        let Some(bodies) = &self.0.log.shared.bodies else {
+            return Ok(());
+        };
+        if bodies.is_saturated() {
+            return Err(ExchangeError {
+                retry_after: Some(Duration::from_secs(1)),
+                ..ExchangeError::new(
+                    FailureKind::ModelUnavailable,
+                    "audit_unavailable",
+                    "the audit log cannot take a record just now; try again",
+                )
+            });
+        }
+        self.state().leaves = Some(Box::new(Leaves::of(feature, work)));
+        Ok(())
+    }
+
+    /// A piece of the answer has come.
+    pub(crate) fn keep_answer(&self, piece: &Bytes) {
+        if let Some(leaves) = &mut self.state().leaves {
+            leaves.add(piece);
+        }
     }
 
     /// Notes that the request leaves no dead letter: it runs one again, or is a probe that nobody would repeat.
@@ -306,7 +368,10 @@ impl Inner {
             "request ended"
         );
         let record = self.record(state, AuditKind::Ended, Some(end));
-        self.log.sink.write(&record);
+        match (state.leaves.take(), &self.log.shared.bodies) {
+            (Some(leaves), Some(bodies)) => bodies.keep(leaves, record, &self.log.sink),
+            _ => self.log.sink.write(&record),
+        }
     }
 
     fn record(&self, state: &State, kind: AuditKind, end: Option<End>) -> AuditRecord {
@@ -342,6 +407,8 @@ impl Inner {
             duration_us: i64::try_from(self.received.elapsed().as_micros()).unwrap_or(i64::MAX),
             input_tokens: None,
             output_tokens: None,
+            prompt_sha256: None,
+            answer_sha256: None,
         };
         let record = self.record(state, AuditKind::Ended, Some(end));
         if refused {
@@ -363,6 +430,7 @@ impl Drop for Inner {
                 no_letter: false,
                 is_judged: false,
                 held: None,
+                leaves: None,
                 job_over: None,
             },
         );

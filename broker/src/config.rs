@@ -11,6 +11,9 @@ use duo_process::nats::NatsConfig;
 use duo_process::telemetry::LogFormat;
 use secrecy::SecretString;
 
+use crate::audit::bodies::{self, KeptFor};
+use crate::audit::forward;
+use crate::audit::redact::Rules;
 use crate::bulk::BulkConfig;
 use crate::jobs::JobsConfig;
 use crate::webhooks::schedule::Schedule;
@@ -88,15 +91,6 @@ pub struct QueueConfig {
     pub audit_max_bytes: i64,
 }
 
-/// How the audit log is signed.
-#[derive(Debug, Clone)]
-pub struct AuditConfig {
-    /// File of the keys that sign checkpoints; without it nothing is signed.
-    pub key_file: Option<PathBuf>,
-    /// File that this broker appends its checkpoints to.
-    pub checkpoint_file: Option<PathBuf>,
-}
-
 /// Reading GitLab's own feature settings.
 #[derive(Debug, Clone)]
 pub struct GitlabSyncConfig {
@@ -137,6 +131,23 @@ pub struct WebhookConfig {
     pub schedule: Schedule,
     /// How long a receiver may take to answer.
     pub timeout: Duration,
+}
+
+/// How the audit log is signed, what it keeps, and for how long.
+#[derive(Debug, Clone)]
+pub struct AuditConfig {
+    /// File of the keys that sign checkpoints; without it nothing is signed.
+    pub key_file: Option<PathBuf>,
+    /// File that this broker appends its checkpoints to.
+    pub checkpoint_file: Option<PathBuf>,
+    /// File of the master keys; without it no feature may keep prompts and answers.
+    pub master_key_file: Option<PathBuf>,
+    /// What is kept of prompts and answers, and for how long.
+    pub bodies: bodies::Settings,
+    /// Days that records are kept.
+    pub events_days: u16,
+    /// Who is handed the records.
+    pub forward: forward::Settings,
 }
 
 /// Logs.
@@ -264,10 +275,35 @@ fn bulk(env: &mut Env) -> BulkConfig {
     bulk
 }
 
+/// Bytes of one prompt or answer that are kept, unless a setting says otherwise.
+const BODY_BYTES: u64 = 1 << 20;
+
 fn audit(env: &mut Env) -> AuditConfig {
+    let usual = KeptFor::default();
+    let text = env.text("DUO_AUDIT_BODIES_FOR", &usual.to_string());
+    let kept_for = text.parse().unwrap_or_else(|error| {
+        env.problem(format!("DUO_AUDIT_BODIES_FOR {text:?}: {error}"));
+        usual
+    });
+    let text = env.text("DUO_AUDIT_FOR", "400d");
+    let events_days = bodies::days(&text).unwrap_or_else(|error| {
+        env.problem(format!("DUO_AUDIT_FOR: {error}"));
+        u16::MAX
+    });
+    let most = env.bytes("DUO_AUDIT_BODY_BYTES", BODY_BYTES);
     let audit = AuditConfig {
         key_file: env.optional("DUO_AUDIT_KEY_FILE").map(PathBuf::from),
         checkpoint_file: env.optional("DUO_AUDIT_CHECKPOINT_FILE").map(PathBuf::from),
+        master_key_file: env.optional("DUO_AUDIT_MASTER_KEY_FILE").map(PathBuf::from),
+        bodies: bodies::Settings {
+            kept_for,
+            most: usize::try_from(most).unwrap_or(usize::MAX),
+            rules: Rules {
+                emails: env.parse("DUO_AUDIT_REDACT_EMAILS", false),
+            },
+        },
+        events_days,
+        forward: forwarding(env),
     };
     if audit.checkpoint_file.is_some() && audit.key_file.is_none() {
         env.problem(
@@ -275,6 +311,29 @@ fn audit(env: &mut Env) -> AuditConfig {
         );
     }
     audit
+}
+
+fn forwarding(env: &mut Env) -> forward::Settings {
+    let settings = forward::Settings {
+        url: env.optional("DUO_AUDIT_FORWARD_URL"),
+        token: env.secret("DUO_AUDIT_FORWARD_TOKEN"),
+        syslog: env.optional("DUO_AUDIT_SYSLOG"),
+    };
+    if settings.url.as_deref().is_some_and(|url| !is_base_url(url)) {
+        let text = "DUO_AUDIT_FORWARD_URL is no address: write https://HOST/PATH, without a user, a password or a query";
+        env.problem(text.to_owned());
+    }
+    if settings.token.is_some() && settings.url.is_none() {
+        env.problem("DUO_AUDIT_FORWARD_TOKEN has no DUO_AUDIT_FORWARD_URL".to_owned());
+    }
+    let is_address = |text: &str| {
+        text.rsplit_once(':')
+            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+    };
+    if settings.syslog.as_deref().is_some_and(|text| !is_address(text)) {
+        env.problem("DUO_AUDIT_SYSLOG is no address: write HOST:PORT".to_owned());
+    }
+    settings
 }
 
 fn broker_name(env: &mut Env) -> String {

@@ -22,6 +22,8 @@ pub struct Settings {
     pub nats: NatsConfig,
     /// The file with the keys that seal request bodies.
     pub seal_key_file: Option<PathBuf>,
+    /// The file with the master keys of prompts and answers.
+    pub master_key_file: Option<PathBuf>,
     /// The file with the keys that sign tokens for IDEs.
     pub signing_keys_file: Option<PathBuf>,
     /// Private certificate authorities for GitLab.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use duo_contract::dead::DeadHead;
 use duo_contract::failure::FailureKind;
 use duo_contract::name::{FeatureName, Lane, ModelName};
-use duo_contract::snapshot::Feature;
+use duo_contract::snapshot::{BodyPolicy, Feature};
 
 use crate::admission::{Admission, Asker};
 use crate::audit::{AuditLog, OpenRecord};
@@ -150,6 +150,9 @@ impl Exchange {
             ..caller.into()
         };
         let place = self.admission.admit(asker, &routed.feature, &routed.model.name)?;
+        if routed.feature.bodies != BodyPolicy::None {
+            record.keep_bodies(&routed.feature, &work)?;
+        }
         self.dispatch
             .send(Outgoing {
                 caller,

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use duo_contract::snapshot::BodyPolicy;
 use duo_process::admin::{self, Readiness};
 use duo_process::config::{CONFIG_EXIT_CODE, Env};
 use duo_process::nats::Nats;
@@ -20,12 +21,19 @@ use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, oneshot};
 
-use files::{certificates, http_client, read_audit_keys, read_keys, read_signing_keys, read_tokenizers};
+use files::{
+    certificates, http_client, read_audit_keys, read_keys, read_master_keys, read_signing_keys,
+    read_tokenizers,
+};
 
 use crate::admission::Admission;
 use crate::api::admin::AdminState;
 use crate::api::{self, ApiState};
-use crate::audit::{AuditLog, checkpoint, sign_ins, sink, sweeper, writer};
+use crate::audit::bodies::{Bodies, BodyMetrics};
+use crate::audit::forward::ForwardMetrics;
+use crate::audit::keys::DataKeys;
+use crate::audit::reader::Reader;
+use crate::audit::{AuditLog, checkpoint, forward, retention, sign_ins, sink, sweeper, writer};
 use crate::auth::direct::SigningKeys;
 use crate::auth::{AuthConfig, Authenticator};
 use crate::bulk::{self, Bulk};
@@ -59,6 +67,8 @@ const LAST_RUNS: Duration = Duration::from_secs(1);
 /// How long the last audit records may take to reach NATS at the end.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long sealed prompts and answers may take to reach NATS at the end, before their records.
+const LAST_BODIES: Duration = Duration::from_secs(1);
 /// How long the background may take to end: the audit writer's pull runs out first.
 const BACKGROUND_PATIENCE: Duration = Duration::from_millis(2500);
 
@@ -129,7 +139,7 @@ pub async fn run(
     let outlets = (nats.clone(), metrics.clone(), audit_stores.clone());
     let (audit_sink, audit_task) = sink::sink(outlets, shutdown.clone(), closing.clone());
     let audit_done = tokio::spawn(audit_task);
-    let audit = audit_log(&config.name, &audit_sink, &metrics, &shutdown);
+    let (audit, bodies) = audit_log(&config, &audit_sink, &metrics, (&nats, &registry), &shutdown)?;
     let parts = Parts {
         broker: config.name.clone(),
         nats: nats.clone(),
@@ -169,7 +179,7 @@ pub async fn run(
         follow::snapshots(followed, configured, background.clone()),
     );
 
-    let exchange = Exchange::new(routing, admission, audit.clone(), dispatch.clone());
+    let exchange = Exchange::new(routing.clone(), admission, audit.clone(), dispatch.clone());
     let run_by = (&exchange, &audit, &dispatch, &webhooks);
     let parts = job_parts(&config, &registry, (&store, &nats), run_by);
     let (jobs, jobs_settled) = Jobs::start(parts, &shutdown, &background, &closing);
@@ -188,8 +198,8 @@ pub async fn run(
             move || readiness.blockers().is_empty()
         }),
     };
-    let app = application(state, &dispatch, (&nats, &store), webhooks);
-    wait_for(first, &shutdown).await;
+    let app = application(&config, state, &dispatch, (&nats, &store), webhooks)?;
+    first_configuration(first, (&bodies, &routing), &shutdown).await?;
     tracing::info!(broker = config.name, listen = %api_listener.local_addr()?, "serving");
     let under_way = front::UnderWay {
         grace: config.http.drain_grace,
@@ -200,7 +210,7 @@ pub async fn run(
     tracing::info!(drained, "the API has stopped");
     // Records of requests that ended well before may still wait for a worker's last word.
     dispatch.leave();
-    let _ = tokio::time::timeout(LAST_RUNS, jobs.finished()).await;
+    last_runs(&jobs, &bodies).await;
     closing.begin();
     background.begin();
     let last_words = [chores_done, audit_done, letters_kept, jobs_settled];
@@ -213,6 +223,12 @@ pub async fn run(
 async fn end(operations: &Shutdown) {
     operations.begin();
     operations.drained(Duration::from_secs(1)).await;
+}
+
+/// Waits for what has yet to say something: runs of jobs, then prompts and answers on their way.
+async fn last_runs(jobs: &Jobs, bodies: &Bodies) {
+    let _ = tokio::time::timeout(LAST_RUNS, jobs.finished()).await;
+    let _ = bodies.settled(LAST_BODIES).await;
 }
 
 /// The dispatch and what runs beside it: its chores and its dead letters, until nothing is to be said any more.
@@ -266,14 +282,18 @@ fn bulk_parts(
 
 /// The API with all that it has for auditors and administrators.
 fn application(
+    config: &Config,
     state: ApiState,
     dispatch: &Dispatch,
     (nats, store): (&Nats, &Store),
     webhooks: Webhooks,
-) -> axum::Router {
+) -> anyhow::Result<axum::Router> {
     let admin = administration(&state, dispatch, (nats, store), webhooks);
-    let audit_log = api::audit::router(store.clone(), state.audit.clone());
-    api::router(Arc::new(state), Some(audit_log), Some(admin))
+    let masters = read_master_keys(config.audit.master_key_file.as_deref())?;
+    let reader = Reader::new(store.clone(), masters, &config.name);
+    let audit_log =
+        api::audit::router(store.clone(), state.audit.clone()).merge(api::audit_bodies::router(reader));
+    Ok(api::router(Arc::new(state), Some(audit_log), Some(admin)))
 }
 
 fn administration(
@@ -324,12 +344,17 @@ fn stores(readiness: &Readiness) -> (Storing, Storing) {
 
 /// Waits until callers and features are known. Whoever a balancer sends before that waits in the listener's backlog,
 /// where it would have been a stranger with a request for an unknown feature.
-async fn wait_for(configuration: oneshot::Receiver<()>, shutdown: &Shutdown) {
+async fn first_configuration(
+    first: oneshot::Receiver<()>,
+    (bodies, routing): (&Bodies, &Routing),
+    shutdown: &Shutdown,
+) -> anyhow::Result<()> {
     tokio::select! {
-        _ = configuration => {}
+        _ = first => {}
         () = tokio::time::sleep(CONFIGURATION_PATIENCE) => {}
         () = shutdown.begun() => {}
     }
+    can_keep(bodies, routing)
 }
 
 /// The operations port answers from the start, so that a slow start can be seen.
@@ -372,6 +397,25 @@ fn follow_gitlab(
     Ok(())
 }
 
+/// Hands audit records on, where an operator wants that.
+fn forward_records(
+    background: &Shutdown,
+    registry: &Registry,
+    config: &Config,
+    store: &Store,
+) -> anyhow::Result<()> {
+    let metrics = ForwardMetrics::register(registry);
+    let no_redirects = reqwest::redirect::Policy::none();
+    let client = http_client(config.gitlab_ca_file.as_deref(), no_redirects)?;
+    forward::spawn(
+        config.audit.forward.clone(),
+        (store, client),
+        &metrics,
+        background,
+    );
+    Ok(())
+}
+
 /// Tells receivers of what was written for them; what comes back has that done at once.
 fn tell_receivers(
     background: &Shutdown,
@@ -393,11 +437,44 @@ fn tell_receivers(
     Ok(webhooks)
 }
 
-/// Records of requests, and of callers that are not let in.
-fn audit_log(broker: &str, sink: &sink::AuditSink, metrics: &Metrics, shutdown: &Shutdown) -> AuditLog {
-    let audit = AuditLog::new(broker, sink.clone(), metrics.clone());
+/// Records of requests, and of callers that are not let in; and what sees to prompts and answers.
+fn audit_log(
+    config: &Config,
+    sink: &sink::AuditSink,
+    metrics: &Metrics,
+    (nats, registry): (&Nats, &Registry),
+    shutdown: &Shutdown,
+) -> anyhow::Result<(AuditLog, Bodies)> {
+    let masters = read_master_keys(config.audit.master_key_file.as_deref())?;
+    let bodies = Bodies::new(
+        nats.clone(),
+        masters.map(DataKeys::new),
+        config.audit.bodies.clone(),
+        BodyMetrics::register(registry),
+        shutdown.clone(),
+    );
+    let audit = AuditLog::new(&config.name, sink.clone(), metrics.clone()).with_bodies(bodies.clone());
     shutdown.spawn("sign-ins", sign_ins::run(audit.clone(), shutdown.clone()));
-    audit
+    Ok((audit, bodies))
+}
+
+/// A broker that cannot keep what it should does not start; one whose configuration comes to ask for it later says so
+/// and keeps digests.
+fn can_keep(bodies: &Bodies, routing: &Routing) -> anyhow::Result<()> {
+    let table = routing.load();
+    let full: Vec<_> = table
+        .features()
+        .filter(|feature| feature.bodies == BodyPolicy::Full)
+        .map(|feature| feature.name.as_str())
+        .collect();
+    if bodies.can_seal() || full.is_empty() {
+        return Ok(());
+    }
+    anyhow::bail!(
+        "the configuration has `bodies: full` for {}, and DUO_AUDIT_MASTER_KEY_FILE is not set: name a file with a line of \
+         base64 of 32 random bytes, or choose `digest` or `none`",
+        full.join(", ")
+    )
 }
 
 /// Brings audit records into Postgres, signed ones where there is a key, and an end to those that would have none.
@@ -420,8 +497,15 @@ fn keep_records(
         "audit writer",
         writer::run(store.clone(), nats.clone(), gauges, background.clone()),
     );
+    let gauges = retention::RetentionMetrics::register(registry);
+    let days = config.audit.events_days;
+    background.spawn(
+        "audit retention",
+        retention::run(store.clone(), days, gauges, background.clone()),
+    );
     let gauges = sweeper::SweeperMetrics::register(registry);
     background.spawn("sweeper", sweeper::run(sweeper, gauges, background.clone()));
+    forward_records(background, registry, config, store)?;
     sign_records(background, registry, config, store)
 }
 

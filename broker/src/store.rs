@@ -5,14 +5,19 @@
 //! while Postgres is away; whoever needs Postgres then gets [`StoreError::Unavailable`] and may try again.
 
 pub mod api_tokens;
+pub mod audit_bodies;
 pub mod audit_events;
 pub mod audit_export;
 pub mod audit_facets;
+pub mod audit_forwards;
 pub mod audit_generate;
+pub mod audit_holds;
+pub mod audit_keys;
 pub mod audit_late_ends;
 pub mod audit_open;
 pub mod audit_reads;
 pub mod audit_rejects;
+pub mod audit_retention;
 pub mod audit_search;
 pub mod audit_tree;
 pub mod batches;
@@ -45,8 +50,8 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
 /// How the pool behaves.
 #[derive(Debug, Clone, Copy)]
 pub struct PoolConfig {
-    /// Connections at most; the broker's own tasks (audit, checkpoints, sweeper, relay, four of jobs, batches, webhooks)
-    /// may want one each, the rest is for reading and changing.
+    /// Connections at most; the broker's own tasks (audit, checkpoints, retention, two that forward records, sweeper,
+    /// relay, four of jobs, batches, webhooks) may want one each, the rest is for reading and changing.
     pub max_connections: u32,
     /// How long a caller waits for a connection, connecting included.
     pub acquire_timeout: Duration,
@@ -55,7 +60,7 @@ pub struct PoolConfig {
 impl Default for PoolConfig {
     fn default() -> Self {
         Self {
-            max_connections: 12,
+            max_connections: 15,
             acquire_timeout: Duration::from_secs(5),
         }
     }
@@ -273,13 +278,17 @@ impl Store {
                      UNION ALL
                      SELECT what, of
                      FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS what,
-                          unnest(ARRAY['config_revision', 'api_tokens', 'gitlab_sync', 'jobs', 'batches']) AS of
+                          unnest(ARRAY['config_revision', 'api_tokens', 'gitlab_sync', 'jobs', 'batches', 'audit_counts',
+                                       'audit_days', 'audit_keys', 'audit_holds', 'audit_forwards']) AS of
+                     UNION ALL
+                     SELECT what, 'audit_head' FROM unnest(ARRAY['SELECT', 'UPDATE']) AS what
                      UNION ALL
                      SELECT 'SELECT', of FROM unnest(ARRAY['documentation_versions', 'documentation_sections']) AS of
                      UNION ALL
                      SELECT what, of
                      FROM unnest(ARRAY['SELECT', 'INSERT']) AS what,
                           unnest(ARRAY['change_records', 'audit_events', 'audit_late_ends', 'audit_rejects',
+                                       'audit_bodies',
                                        'audit_tiles', 'audit_checkpoints',
                                        'job_inputs', 'job_results',
                                        'webhook_attempts']) AS of

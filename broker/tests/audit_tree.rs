@@ -14,9 +14,12 @@ use duo_broker::api;
 use duo_broker::audit::canonical::FIELDS;
 use duo_broker::audit::checkpoint::{CheckpointError, CheckpointMetrics, Checkpointer, Contradiction, Parts};
 use duo_broker::audit::note::{Checkpoint, SigningKeys, VerifyingKeys, generate_key};
+use duo_broker::audit::prove;
+use duo_broker::audit::retention;
 use duo_broker::audit::tree::{Hash, TILE, Tile, verify_consistency, verify_inclusion};
 use duo_broker::audit::verify::{Options, Place, Problem, Report, verify, verify_export};
 use duo_broker::store::audit_events::day_of;
+use duo_broker::store::audit_retention::{Dropped, Partitioned};
 use duo_broker::store::audit_search::Filter;
 use duo_broker::store::{PoolConfig, Store};
 use duo_contract::audit::{AuditKind, AuditRecord, End, Outcome, What, Who};
@@ -161,6 +164,8 @@ fn record(number: u64) -> AuditRecord {
             duration_us: -1,
             input_tokens: Some(i64::MAX),
             output_tokens: Some(0),
+            prompt_sha256: None,
+            answer_sha256: None,
         }),
         details: is_change.then(|| r#"{"what": "a.b",  "x":[1.50]}"#.to_owned()),
     }
@@ -350,13 +355,105 @@ async fn every_edit_of_a_superuser_is_found() {
         Problem::Missing { from: 300, to: 300 },
     ];
     assert_eq!(log.problems().await, gone);
-    // What rule has dropped is stood for by its tiles.
-    let dropped = Options {
-        dropped: vec![10..13, 300..301],
+}
+
+/// A day long past.
+const PAST: time::Date = time::macros::date!(2026 - 01 - 01);
+
+/// Records of [`PAST`] and of today, turn and turn about.
+async fn insert_old_and_new(store: &Store, records: u64) {
+    for day in [PAST, clock::now().date()] {
+        store.create_audit_partition(day).await.unwrap();
+    }
+    let seconds = u64::try_from(PAST.midnight().assume_utc().unix_timestamp()).unwrap();
+    let records: Vec<AuditRecord> = (0..records)
+        .map(|number| {
+            let mut record = record(number);
+            if number.is_multiple_of(2) {
+                let at = uuid::Timestamp::from_unix(uuid::NoContext, seconds + number, 0);
+                record.request_id = Uuid::new_v7(at);
+            }
+            record
+        })
+        .collect();
+    for batch in records.chunks(500) {
+        let batch: Vec<&AuditRecord> = batch.iter().collect();
+        store.insert_audit_records(&batch).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_rule_dropped_is_no_gap_and_all_else_is() {
+    let mut log = Log::new().await;
+    let store = log.database.store.clone();
+    insert_old_and_new(&store, 300).await;
+    log.sign().await;
+    // Record 298 is in no full tile, and without it nothing could be proved of it.
+    let early = store.drop_partition(Partitioned::Events, PAST).await.unwrap();
+    assert_eq!(early, Dropped::NotInTree);
+    log.insert(300).await;
+    log.sign().await;
+    let gone = store.drop_partition(Partitioned::Events, PAST).await.unwrap();
+    assert_eq!(gone, Dropped::Gone);
+    log.insert(5).await;
+    let last = log.sign().await;
+    assert_eq!(last.size, 606);
+
+    let report = log.verify().await;
+    assert_eq!(report.problems, []);
+    assert_eq!(
+        (report.records, report.dropped, report.dropped_by),
+        (456, 150, Some(600))
+    );
+    // A broker that has just started makes the tree of what is there.
+    let mut next = checkpointer(&store, &log.keys, Some(log.file()));
+    let later = log.later();
+    assert_eq!(next.turn(later).await.unwrap().unwrap().root, last.root);
+    // So does a proof that begins among the dropped.
+    let growth = prove::growth(&store, 99, 606).await.unwrap();
+    assert_eq!(growth.new_root, hex(&last.root));
+
+    log.tamper("DELETE FROM audit_events WHERE seq = 101").await;
+    assert_eq!(log.problems().await, [Problem::Missing { from: 101, to: 101 }]);
+    // A drop that is made to say more than it said is found, also where only a part is verified.
+    log.insert(300).await;
+    log.sign().await;
+    log.tamper(
+        "UPDATE audit_events SET details = replace(details, '[100,100]', '[100,101]') WHERE seq = 600",
+    )
+    .await;
+    let part = Options {
+        to: Some(256),
         ..log.options()
     };
-    let report = verify(&log.database.store, dropped, |_, _| {}).await.unwrap();
-    assert_eq!((report.records, report.problems), (SOME - 4, vec![]));
+    let report = verify(&store, part, |_, _| {}).await.unwrap();
+    for problems in [report.problems, log.problems().await] {
+        assert!(
+            matches!(problems[..], [Problem::Altered { seq: 600, .. }]),
+            "{problems:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_signed_can_drop_records_and_be_signed_later() {
+    let mut log = Log::new().await;
+    let store = log.database.store.clone();
+    insert_old_and_new(&store, 600).await;
+    let today = log.now.date();
+    let look = retention::look(&store, today, 2).await.unwrap();
+    assert_eq!(
+        (look.dropped, look.due),
+        (0, 1),
+        "the last ones are in no full tile"
+    );
+    log.insert(256).await;
+    let look = retention::look(&store, today, 2).await.unwrap();
+    assert_eq!((look.dropped, look.due), (1, 0));
+    assert_eq!(log.sign().await.size, 857);
+    let report = log.verify().await;
+    assert_eq!(report.problems, []);
+    assert_eq!((report.records, report.dropped), (557, 300));
 }
 
 #[tokio::test]

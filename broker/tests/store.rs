@@ -568,6 +568,8 @@ fn ended(request_id: Uuid, second: i64, broker: &str) -> AuditRecord {
             duration_us: 12_345,
             input_tokens: Some(5),
             output_tokens: Some(7),
+            prompt_sha256: None,
+            answer_sha256: None,
         }),
         ..admitted(request_id, second, broker)
     }

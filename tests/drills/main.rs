@@ -170,3 +170,23 @@ async fn accepted_jobs_end_once_and_well_whatever_fails() {
 async fn a_backlog_of_jobs_keeps_nobody_waiting_for_a_first_token() {
     passes("jobs-flood").await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_postgres_that_is_away_is_noticed_by_no_client() {
+    passes("postgres-away").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_postgres_that_is_killed_is_noticed_by_no_client() {
+    passes("postgres-kill").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_postgres_that_stands_still_is_noticed_by_no_client() {
+    passes("postgres-pause").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_postgres_with_a_full_disk_is_noticed_by_no_client() {
+    passes("postgres-disk-full").await;
+}

@@ -21,6 +21,7 @@ mod gitlab_sync;
 mod ide_direct;
 mod infer;
 mod jobs;
+mod kept_bodies;
 mod language_server;
 mod nats_restart;
 mod neighbours;

@@ -10,6 +10,7 @@ mod breaker;
 mod broker_kill;
 mod cancel;
 pub mod checker;
+mod disk;
 mod disk_full;
 mod fairness;
 pub mod history;
@@ -26,6 +27,7 @@ mod overload;
 mod partition;
 pub mod plot;
 mod poison;
+mod postgres_trouble;
 pub mod pressure;
 mod queue_trouble;
 pub mod random;
@@ -175,6 +177,26 @@ pub const ALL: &[Drill] = &[
         name: "disk-full",
         shows: "a full disk is told at once and loses nothing; takes root, for a small tmpfs",
         run: |size| disk_full::run(size).boxed_local(),
+    },
+    Drill {
+        name: "postgres-away",
+        shows: "ten minutes without PostgreSQL: no client notices, no record is missing",
+        run: |size| postgres_trouble::away(size).boxed_local(),
+    },
+    Drill {
+        name: "postgres-kill",
+        shows: "a PostgreSQL that is killed again and again: no client notices, no record is missing",
+        run: |size| postgres_trouble::killed(size).boxed_local(),
+    },
+    Drill {
+        name: "postgres-pause",
+        shows: "a PostgreSQL that stands still: no client notices, no record is missing",
+        run: |size| postgres_trouble::stalled(size).boxed_local(),
+    },
+    Drill {
+        name: "postgres-disk-full",
+        shows: "a PostgreSQL with a full disk: no client notices, no record is missing; takes root, for a small tmpfs",
+        run: |size| postgres_trouble::full(size).boxed_local(),
     },
     Drill {
         name: "partition-worker",

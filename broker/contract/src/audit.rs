@@ -184,6 +184,13 @@ pub struct End {
     /// Tokens generated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_tokens: Option<i64>,
+    /// SHA-256, hexadecimal, of what went to the model server: of the text where the feature's policy is `digest`, of the
+    /// sealed text that is kept where it is `full`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_sha256: Option<String>,
+    /// The same of the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer_sha256: Option<String>,
 }
 
 /// The six ways to end.

@@ -10,6 +10,7 @@
 #![warn(unreachable_pub)]
 
 pub mod audit;
+pub mod body;
 pub mod bundle;
 pub mod cancel;
 pub mod claim;

@@ -137,6 +137,9 @@ pub const SUPERSEDED_ALL: &str = "duo.superseded.*";
 /// Subject of audit records, several in a message ([`crate::audit::join`]).
 pub const AUDIT_RECORDS: &str = "duo.audit.records";
 
+/// Subject of a piece of a sealed prompt or answer ([`crate::body`]).
+pub const AUDIT_BODIES: &str = "duo.audit.bodies";
+
 /// Subject of a dead letter: `duo.dead.<feature>.<model>.<request>`, its own,
 /// so that it is found by its id.
 #[must_use]

@@ -29,7 +29,7 @@
 //! model test shows administrators the reason of every status but 200 and 421,
 //! so its errors have the list form of `detail`. Audit and administration read
 //! `{"error", "message"}` with the statuses of OpenAI, 422 for fields (with
-//! `problems`), 428 and 409 for revisions; inference by other than language
+//! `problems`), 428 and 409 for revisions, 410 for what was erased; inference by other than language
 //! models has OpenAI's statuses and `{"error": "…"}`. Where the
 //! exchange refused, `X-Duo-Reason` has the reason in every shape, as OpenAI's
 //! `code` has it.
@@ -135,6 +135,7 @@ impl ApiError {
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Conflict(_) | Self::Stale { .. } => StatusCode::CONFLICT,
+            Self::Erased(_) => StatusCode::GONE,
             Self::NoSigningKey => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Exchange(error) if is_unknown(error) => StatusCode::NOT_FOUND,
             Self::Exchange(error) => match error.kind {

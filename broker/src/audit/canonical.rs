@@ -37,7 +37,7 @@ pub enum Kind {
 }
 
 /// The columns of `audit_events` but `day`, in the order of their numbers, which begin with 1. Append only.
-pub const FIELDS: [(&str, Kind); 34] = [
+pub const FIELDS: [(&str, Kind); 36] = [
     ("request_id", Kind::Uuid),
     ("kind", Kind::Text),
     ("occurred_at", Kind::Moment),
@@ -72,6 +72,8 @@ pub const FIELDS: [(&str, Kind); 34] = [
     ("job_id", Kind::Uuid),
     ("seq", Kind::Integer),
     ("details", Kind::Text),
+    ("prompt_sha256", Kind::Text),
+    ("answer_sha256", Kind::Text),
 ];
 
 /// The one field whose text is itself JSON, and may stand in an export as such.

@@ -17,7 +17,7 @@ use time::OffsetDateTime;
 use tokio::time::MissedTickBehavior;
 
 use super::note::{Checkpoint, SigningKeys};
-use super::tree::{Hash, Tree};
+use super::tree::{Hash, TILE, Tree};
 use crate::store::audit_tree::Turn;
 use crate::store::{Store, StoreError};
 
@@ -340,6 +340,30 @@ async fn prove(filed: &Checkpoint, tree: &Tree, turn: &mut Turn) -> Result<(), C
     }
     let (place, size) = ("the file", filed.size);
     Err(Contradiction::Root { place, size }.into())
+}
+
+/// Writes the tiles of a log that nobody signs, so that records can leave it and the tree still be made: whoever begins to
+/// sign later signs them too. A log that is signed has its tiles by signing.
+///
+/// # Errors
+/// The database cannot be read or written, or a record is missing.
+pub async fn keep_tiles(store: &Store) -> Result<(), CheckpointError> {
+    loop {
+        let Some(mut turn) = store.begin_audit_turn().await? else {
+            return Ok(());
+        };
+        let first = turn.tiles_end().await?;
+        let last = (turn.size().await? / TILE * TILE).min(first + TURN);
+        if turn.last_checkpoint().await?.is_some() || first >= last {
+            turn.leave().await?;
+            return Ok(());
+        }
+        let mut tree = turn.tree(first).await?;
+        let mut tiles = Vec::new();
+        extend(&mut tree, last, &mut tiles, &mut turn).await?;
+        turn.insert_tiles(&tiles).await?;
+        turn.commit().await?;
+    }
 }
 
 /// Adds the records up to `size` to the tree.

@@ -96,7 +96,7 @@ impl SignIns {
 impl AuditLog {
     /// Records that somebody at `address` was not let in at `route`, or counts it.
     pub(crate) fn sign_in_failed(&self, address: Option<IpAddr>, reason: &'static str, route: &str) {
-        if let Some((origin, counted)) = self.sign_ins.note(address, reason, route, Instant::now()) {
+        if let Some((origin, counted)) = self.shared.sign_ins.note(address, reason, route, Instant::now()) {
             self.write_failures(origin, &counted);
         }
     }
@@ -130,7 +130,7 @@ pub async fn run(log: AuditLog, shutdown: Shutdown) {
             () = shutdown.begun() => true,
             _ = tick.tick() => false,
         };
-        for (origin, counted) in log.sign_ins.due(Instant::now(), ends) {
+        for (origin, counted) in log.shared.sign_ins.due(Instant::now(), ends) {
             log.write_failures(origin, &counted);
         }
         if ends {

@@ -3,9 +3,9 @@
 //! Records that come while others are on their way share the next message: under load most of what a record costs is
 //! the message around it, its acknowledgement and its place in the stream.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
@@ -59,6 +59,46 @@ struct Progress {
     queued: AtomicU64,
     /// Every record up to this number has been acknowledged.
     stored: AtomicU64,
+    /// Records of ended requests that are not in the queue yet.
+    deferred: Mutex<Tickets>,
+}
+
+/// Who has yet to write, by the order in which they said so.
+#[derive(Debug, Default)]
+struct Tickets {
+    next: u64,
+    open: BTreeSet<u64>,
+}
+
+/// A record that will be written; whoever waits for [`AuditSink::flushed`] waits for it too.
+#[derive(Debug)]
+pub(super) struct Deferred {
+    sink: AuditSink,
+    ticket: u64,
+}
+
+impl Deferred {
+    /// Queues the record.
+    pub(super) fn write(&self, record: &AuditRecord) {
+        self.sink.write(record);
+    }
+}
+
+impl Drop for Deferred {
+    fn drop(&mut self) {
+        self.sink.progress.tickets().open.remove(&self.ticket);
+    }
+}
+
+impl Progress {
+    fn tickets(&self) -> MutexGuard<'_, Tickets> {
+        self.deferred.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has everybody written who came before the holder of `ticket`?
+    fn is_before(&self, ticket: u64) -> bool {
+        self.tickets().open.first().is_none_or(|first| *first >= ticket)
+    }
 }
 
 #[derive(Debug)]
@@ -185,10 +225,28 @@ impl AuditSink {
         }
     }
 
-    /// Waits until NATS has every record that was written before this call; false when it has not within `max`.
+    /// A record that is written when something before it is done.
+    pub(super) fn defer(&self) -> Deferred {
+        let mut tickets = self.progress.tickets();
+        let ticket = tickets.next;
+        tickets.next += 1;
+        tickets.open.insert(ticket);
+        drop(tickets);
+        Deferred {
+            sink: self.clone(),
+            ticket,
+        }
+    }
+
+    /// Waits until NATS has every record that was written before this call, or deferred; false when it has not within
+    /// `max`.
     pub async fn flushed(&self, max: Duration) -> bool {
-        let queued = self.progress.queued.load(Ordering::SeqCst);
+        let next = self.progress.tickets().next;
         let all_stored = async {
+            while !self.progress.is_before(next) {
+                tokio::time::sleep(FLUSH_LOOK).await;
+            }
+            let queued = self.progress.queued.load(Ordering::SeqCst);
             while self.progress.stored.load(Ordering::SeqCst) < queued {
                 tokio::time::sleep(FLUSH_LOOK).await;
             }

@@ -214,6 +214,8 @@ fn abandoned(admitted: &AuditRecord, broker: &str) -> AuditRecord {
             duration_us: now.saturating_sub(admitted.occurred_at_us).max(0),
             input_tokens: None,
             output_tokens: None,
+            prompt_sha256: None,
+            answer_sha256: None,
         }),
         ..admitted.clone()
     }

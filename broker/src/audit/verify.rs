@@ -9,10 +9,10 @@ mod report;
 
 use std::collections::VecDeque;
 use std::iter::Peekable;
-use std::ops::Range;
 
 use super::note::{Checkpoint, VerifyingKeys};
 use super::tree::{Hash, TILE, Tile, Tree, full_tiles};
+use crate::store::audit_retention::DroppedRecords;
 use crate::store::audit_tree::Leaves;
 use crate::store::{Store, StoreError};
 
@@ -35,8 +35,6 @@ pub struct Options {
     pub keys: Option<VerifyingKeys>,
     /// Checkpoints that were kept elsewhere.
     pub file: Vec<Checkpoint>,
-    /// Records that were dropped by rule, whose tiles stand for them.
-    pub dropped: Vec<Range<u64>>,
 }
 
 /// Verifies the log in the database; `progress` is told how many records of how many are done.
@@ -60,7 +58,9 @@ pub async fn verify(
         None => there,
     };
     let tree = store.audit_tree(start).await?;
+    let dropped = store.dropped_records().await?.unwrap_or_default();
     let mut walk = Walk {
+        dropped: &dropped,
         report: Report::new(start, end),
         options: &options,
         records: tree.clone(),
@@ -73,7 +73,7 @@ pub async fn verify(
     while first < end {
         let last = end.min(first + BATCH);
         let leaves = store.audit_leaves(first..last).await?;
-        let tiles = store.audit_tiles(0, first / TILE..last / TILE).await?;
+        let tiles = store.audit_tiles(0, first / TILE..last.div_ceil(TILE)).await?;
         let mut emitted = Vec::new();
         walk.gaps(&leaves);
         for (seq, leaf) in (first..).zip(&leaves.hashes) {
@@ -103,6 +103,14 @@ pub async fn verify(
     }
     walk.settle(|seq| Problem::Altered { seq, record: None });
     let mut report = walk.report;
+    if report.dropped > 0 {
+        report.dropped_by = Some(dropped.said_by);
+        // It decides about others, so it is looked at wherever it is.
+        if !(start..end).contains(&dropped.said_by) && is_altered(store, dropped.said_by).await? {
+            let seq = dropped.said_by;
+            report.add(Problem::Altered { seq, record: None });
+        }
+    }
     report.unsigned = size.saturating_sub(covered);
     for problem in &mut report.problems {
         if let Problem::Altered { seq, record } = problem {
@@ -113,10 +121,23 @@ pub async fn verify(
     Ok(report)
 }
 
+/// Whether a record differs from its hash in the tree, as far as that is kept.
+async fn is_altered(store: &Store, seq: u64) -> Result<bool, StoreError> {
+    let (_, leaf) = store.audit_record_bytes(seq).await?;
+    let number = seq / TILE;
+    let tiles = store.audit_tiles(0, number..number + 1).await?;
+    let kept = tiles
+        .get(&number)
+        .and_then(|tile| tile.get(usize::try_from(seq % TILE).ok()?));
+    Ok(kept.is_some_and(|kept| *kept != leaf))
+}
+
 /// What is known while the records go by.
 struct Walk<'a> {
     report: Report,
     options: &'a Options,
+    /// Records whose tiles stand for them.
+    dropped: &'a DroppedRecords,
     /// The tree by the records, and where there is none by its tile.
     records: Tree,
     /// The tree by the tiles, and where there is none by the records.
@@ -133,9 +154,10 @@ impl Walk<'_> {
             self.report.add(Problem::Twice { seq: *seq });
         }
         for (seq, leaf) in (leaves.first..).zip(&leaves.hashes) {
-            let is_dropped = || self.options.dropped.iter().any(|range| range.contains(&seq));
-            if leaf.is_none() && !is_dropped() {
-                self.report.missing(seq);
+            match leaf {
+                Some(_) => {}
+                None if self.dropped.contains(seq) => self.report.dropped += 1,
+                None => self.report.missing(seq),
             }
         }
     }

@@ -5,6 +5,7 @@
 //! plain publishes will do. While Postgres is away the records wait in the stream: nothing is pulled beyond the
 //! batch in hand, and nothing else in the broker notices.
 
+mod bodies;
 mod source;
 
 use std::collections::HashSet;
@@ -108,6 +109,7 @@ pub async fn run(store: Store, nats: Nats, metrics: WriterMetrics, shutdown: Shu
         shutdown,
         policy: RetryPolicy::try_new(RETRY_BASE, RETRY_CAP, u32::MAX).expect("constants that make a policy"),
         days: HashSet::new(),
+        body_days: HashSet::new(),
     };
     loop {
         let batch = source.batch().await;
@@ -137,6 +139,8 @@ struct Writer {
     policy: RetryPolicy,
     /// Days whose partition is known to be there.
     days: HashSet<Date>,
+    /// The same of sealed texts, by the day on which they are dropped.
+    body_days: HashSet<Date>,
 }
 
 /// The shutdown has begun while Postgres was away.
@@ -152,12 +156,19 @@ impl Writer {
     async fn write(&mut self, batch: &[Delivery]) -> Result<(), GivenUp> {
         let mut records = Vec::with_capacity(batch.len());
         for delivery in batch {
+            if delivery.is_body {
+                self.write_body(delivery).await?;
+                continue;
+            }
             for line in audit::split(&delivery.payload) {
                 match decode(line) {
                     Ok(record) => records.push((delivery, record)),
                     Err(problem) => self.reject(delivery, &problem).await?,
                 }
             }
+        }
+        if records.is_empty() {
+            return Ok(());
         }
         let all: Vec<_> = records.iter().map(|(_, record)| record).collect();
         match self.insert(&all, batch).await? {

@@ -4,6 +4,7 @@ mod export;
 mod facets;
 mod filter;
 mod generate;
+mod kept;
 mod key;
 mod prove;
 mod search;
@@ -22,6 +23,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
+use self::kept::KeptCommand;
 use crate::cli::actor;
 
 #[derive(Debug, Subcommand)]
@@ -48,6 +50,8 @@ pub(super) enum AuditCommand {
     /// Write records of requests that never were, to try searches on a database that is not in use.
     #[command(after_long_help = generate::EXAMPLES)]
     Generate(generate::GenerateArguments),
+    #[command(flatten)]
+    Kept(KeptCommand),
 }
 
 pub(super) async fn run(command: AuditCommand) -> anyhow::Result<ExitCode> {
@@ -60,6 +64,7 @@ pub(super) async fn run(command: AuditCommand) -> anyhow::Result<ExitCode> {
         AuditCommand::Facets(arguments) => facets::run(*arguments).await,
         AuditCommand::Export(arguments) => export::run(*arguments).await,
         AuditCommand::Generate(arguments) => generate::run(arguments).await,
+        AuditCommand::Kept(command) => kept::run(command).await,
     }
 }
 

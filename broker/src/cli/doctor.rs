@@ -49,6 +49,7 @@ fn settings() -> anyhow::Result<Settings> {
             ca_file: path(env.optional("DUO_NATS_CA_FILE")),
         },
         seal_key_file: path(env.optional("DUO_SEAL_KEYS_FILE")),
+        master_key_file: path(env.optional("DUO_AUDIT_MASTER_KEY_FILE")),
         signing_keys_file: path(env.optional("DUO_SIGNING_KEYS_FILE")),
         gitlab_ca_file: path(env.optional("DUO_GITLAB_CA_FILE")),
     };

@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use super::{Finding, Settings, chain, fail, ok, warn};
+use crate::audit::keys::MasterKeys;
 use crate::auth::direct::SigningKeys;
 
 pub(super) fn examine(settings: &Settings, findings: &mut Vec<Finding>) {
@@ -36,6 +37,34 @@ fn signing_keys(path: &Path) -> Finding {
         ),
         Ok(keys) => ok(CHECK, format!("{shown}: {}", keys.describe())),
     }
+}
+
+/// The master keys of prompts and answers, which some features are to keep; where none does, having none is no fault.
+pub(super) fn master_key(settings: &Settings, full: &[&str]) -> Option<Finding> {
+    const CHECK: &str = "master key";
+    let Some(path) = &settings.master_key_file else {
+        let found = format!(
+            "DUO_AUDIT_MASTER_KEY_FILE is not set, and {} keep prompts and answers",
+            full.join(", ")
+        );
+        let remedy = "name a file with a line of base64 of 32 random bytes; brokers do not start without it";
+        return (!full.is_empty()).then(|| fail(CHECK, found, remedy));
+    };
+    let shown = path.display();
+    let mode = std::fs::metadata(path).map(|metadata| metadata.permissions().mode());
+    Some(match (MasterKeys::read(path), mode) {
+        (Err(error), _) => fail(
+            CHECK,
+            format!("{shown}: {}", chain(&error)),
+            "leave nothing but lines of base64 of 32 random bytes in the file, the newest on top",
+        ),
+        (Ok(_), Ok(mode)) if mode & 0o007 != 0 => warn(
+            CHECK,
+            format!("{shown} may be read by everybody on this machine"),
+            format!("chmod 640 {shown}"),
+        ),
+        (Ok(keys), _) => ok(CHECK, format!("{shown}: {} wraps", keys.first())),
+    })
 }
 
 fn seal_keys(settings: &Settings, findings: &mut Vec<Finding>) {

@@ -1,8 +1,8 @@
 //! Is Postgres there, new enough, migrated, and may we use it?
 
-use duo_contract::snapshot::Issuer;
+use duo_contract::snapshot::{BodyPolicy, Issuer};
 
-use super::{Finding, Settings, chain, clock_finding, fail, ok, warn};
+use super::{Finding, Settings, chain, clock_finding, fail, keys, ok, warn};
 use crate::store::{PoolConfig, ServerFacts, Store};
 
 /// Oldest version that is tested, as `server_version_num` counts.
@@ -35,7 +35,7 @@ pub(super) async fn examine(settings: &Settings, findings: &mut Vec<Finding>) ->
         return Vec::new();
     }
     rights(&store, findings).await;
-    configured(&store, findings).await
+    configured(&store, settings, findings).await
 }
 
 fn server(facts: &ServerFacts, findings: &mut Vec<Finding>) {
@@ -90,7 +90,7 @@ async fn rights(store: &Store, findings: &mut Vec<Finding>) {
     });
 }
 
-async fn configured(store: &Store, findings: &mut Vec<Finding>) -> Vec<Issuer> {
+async fn configured(store: &Store, settings: &Settings, findings: &mut Vec<Finding>) -> Vec<Issuer> {
     let state = match store.config_state().await {
         Ok(state) => state,
         Err(error) => {
@@ -118,5 +118,11 @@ async fn configured(store: &Store, findings: &mut Vec<Finding>) -> Vec<Issuer> {
     } else {
         ok("configuration", found)
     });
+    let full = state
+        .features
+        .iter()
+        .filter(|row| row.feature.bodies == BodyPolicy::Full);
+    let full: Vec<_> = full.map(|row| row.feature.name.as_str()).collect();
+    findings.extend(keys::master_key(settings, &full));
     state.issuers
 }

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use duo_contract::seal::SealKeys;
 
 use crate::audit;
+use crate::audit::keys::MasterKeys;
 use crate::auth::direct::SigningKeys;
 use crate::prompt::tokens::Tokenizers;
 
@@ -19,6 +20,16 @@ pub(super) fn read_keys(path: &Path) -> anyhow::Result<SealKeys> {
         )
     })?;
     Ok(SealKeys::parse(&text)?)
+}
+
+/// The keys that prompts and answers are kept under, where an operator has some.
+pub(super) fn read_master_keys(path: Option<&Path>) -> anyhow::Result<Option<MasterKeys>> {
+    let Some(path) = path else {
+        return Ok(None);
+    };
+    let keys = MasterKeys::read(path)
+        .with_context(|| format!("the file {}; DUO_AUDIT_MASTER_KEY_FILE names it", path.display()))?;
+    Ok(Some(keys))
 }
 
 /// The tokenizers of the operator's models.

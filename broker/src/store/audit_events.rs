@@ -78,6 +78,10 @@ pub struct Event {
     /// Its number; absent on records from before records had numbers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seq: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_sha256: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answer_sha256: Option<String>,
 }
 
 /// A JSON text as the JSON that it is.
@@ -198,13 +202,13 @@ pub(super) async fn insert(
              (day, request_id, kind, occurred_at, broker, auth, instance_id, user_id, token_id, client, address,
               route, feature, lane, model, prompt_id, prompt_version, config_revision, stream, body_bytes,
               correlation_id, trace_id, outcome, reason, worker, attempts, queue_wait_us, first_byte_us,
-              duration_us, input_tokens, output_tokens, job_id, details, seq)
+              duration_us, input_tokens, output_tokens, job_id, details, seq, prompt_sha256, answer_sha256)
          SELECT * FROM unnest($1::date[], $2::uuid[], $3::text[], $4::timestamptz[], $5::text[], $6::text[],
               $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[],
               $15::text[], $16::text[], $17::text[], $18::bigint[], $19::boolean[], $20::bigint[], $21::text[],
               $22::text[], $23::text[], $24::text[], $25::text[], $26::int[], $27::bigint[], $28::bigint[],
               $29::bigint[], $30::bigint[], $31::bigint[], $32::uuid[],
-              $33::text[], $34::bigint[])
+              $33::text[], $34::bigint[], $35::text[], $36::text[])
          ON CONFLICT DO NOTHING",
         column!(r => day_of(r.request_id).expect("the caller has checked the id")),
         column!(r => r.request_id),
@@ -240,6 +244,8 @@ pub(super) async fn insert(
         column!(r => r.what.job_id) as &[Option<Uuid>],
         column!(r => r.details.as_deref()) as &[Option<&str>],
         &(base..).take(records.len()).collect::<Vec<_>>(),
+        column!(r => r.end.as_ref().and_then(|e| e.prompt_sha256.as_deref())) as &[Option<&str>],
+        column!(r => r.end.as_ref().and_then(|e| e.answer_sha256.as_deref())) as &[Option<&str>],
     )
     .execute(&mut *connection)
     .await?;

@@ -49,7 +49,8 @@ impl Store {
             "SELECT request_id, kind, occurred_at, recorded_at, broker, auth, instance_id, user_id, token_id, client,
                     address, route, feature, lane, model, prompt_id, prompt_version, config_revision, stream,
                     body_bytes, correlation_id, trace_id, job_id, details, outcome, reason, worker, attempts,
-                    queue_wait_us, first_byte_us, duration_us, input_tokens, output_tokens, seq
+                    queue_wait_us, first_byte_us, duration_us, input_tokens, output_tokens, seq, prompt_sha256,
+                    answer_sha256
              FROM audit_events
              WHERE day = ANY($1)
                AND ($2::timestamptz IS NULL OR occurred_at >= $2)
@@ -116,7 +117,8 @@ impl Store {
             "SELECT request_id, kind, occurred_at, recorded_at, broker, auth, instance_id, user_id, token_id, client,
                     address, route, feature, lane, model, prompt_id, prompt_version, config_revision, stream,
                     body_bytes, correlation_id, trace_id, job_id, details, outcome, reason, worker, attempts,
-                    queue_wait_us, first_byte_us, duration_us, input_tokens, output_tokens, seq
+                    queue_wait_us, first_byte_us, duration_us, input_tokens, output_tokens, seq, prompt_sha256,
+                    answer_sha256
              FROM audit_events
              WHERE day = ANY($1)
                AND ($2::timestamptz IS NULL OR occurred_at >= $2)

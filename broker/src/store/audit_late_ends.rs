@@ -1,4 +1,4 @@
-//! Terminal records that came second: the first one stands, these are kept beside it.
+//! Terminal records that came second: the first one stands, these are kept beside it, a hundred thousand at most.
 
 use duo_contract::audit::AuditRecord;
 use sqlx::PgConnection;
@@ -29,6 +29,7 @@ pub(super) async fn insert(connection: &mut PgConnection, ends: &[&AuditRecord])
          JOIN audit_events AS stands
            ON stands.day = late.day AND stands.request_id = late.request_id AND stands.kind = 'ended'
          WHERE (stands.broker, stands.occurred_at) IS DISTINCT FROM (late.broker, late.occurred_at)
+           AND (SELECT count(*) FROM audit_late_ends) < 100000
          ON CONFLICT DO NOTHING",
         &days,
         &ids,

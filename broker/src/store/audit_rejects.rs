@@ -1,4 +1,5 @@
-//! Messages with an audit record that could not be read or stored, byte for byte, so that even it is not lost.
+//! Messages with an audit record that could not be read or stored, byte for byte, so that even it is not lost. There
+//! are ten thousand at most: somebody has to look long before.
 
 use super::{Store, StoreError};
 
@@ -14,7 +15,8 @@ impl Store {
         payload: &[u8],
     ) -> Result<(), StoreError> {
         sqlx::query!(
-            "INSERT INTO audit_rejects (stream_sequence, error, payload) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+            "INSERT INTO audit_rejects (stream_sequence, error, payload)
+             SELECT $1, $2, $3 WHERE (SELECT count(*) FROM audit_rejects) < 10000 ON CONFLICT DO NOTHING",
             sequence.cast_signed(),
             error.replace('\0', "\u{fffd}"),
             payload,

@@ -21,7 +21,7 @@ const LOCK: &str = "audit_checkpoint";
 const RECORDS: &str = "SELECT request_id, kind, occurred_at, recorded_at, broker, auth, instance_id, user_id, token_id, client,
         address, route, feature, lane, model, prompt_id, prompt_version, config_revision, stream, body_bytes,
         correlation_id, trace_id, outcome, reason, worker, attempts, queue_wait_us, first_byte_us, duration_us,
-        input_tokens, output_tokens, job_id, seq, details
+        input_tokens, output_tokens, job_id, seq, details, prompt_sha256, answer_sha256
     FROM audit_events WHERE seq >= $1 AND seq < $2";
 /// Where `seq` is in it.
 const SEQ: usize = 32;
@@ -298,12 +298,20 @@ impl Turn {
         tree(&mut self.transaction, size).await
     }
 
-    /// As [`Store::audit_leaves`].
+    /// As [`Store::audit_leaves`], those of dropped records by their tiles.
     ///
     /// # Errors
     /// Postgres is away, or a row is unreadable.
     pub async fn leaves(&mut self, range: Range<u64>) -> Result<Leaves, StoreError> {
-        leaves(&mut self.transaction, range).await
+        known_leaves(&mut self.transaction, range).await
+    }
+
+    /// The number behind that of the last record that a tile holds.
+    ///
+    /// # Errors
+    /// Postgres is away.
+    pub async fn tiles_end(&mut self) -> Result<u64, StoreError> {
+        tiles_end(&mut self.transaction).await
     }
 
     /// Writes tiles; those that are there already stay as they are.
@@ -422,6 +430,40 @@ async fn leaves(connection: &mut PgConnection, range: Range<u64>) -> Result<Leav
     Ok(leaves)
 }
 
+/// As [`leaves`]; where a record is missing, its tile says what it was.
+async fn known_leaves(connection: &mut PgConnection, range: Range<u64>) -> Result<Leaves, StoreError> {
+    let mut known = leaves(connection, range).await?;
+    let mut kept = HashMap::new();
+    for (seq, leaf) in (known.first..).zip(&mut known.hashes) {
+        if leaf.is_some() {
+            continue;
+        }
+        let number = seq / TILE;
+        if !kept.contains_key(&number) {
+            kept = tiles(connection, 0, number..number + TILE).await?;
+            // Asked once, also where there is none.
+            kept.entry(number).or_default();
+        }
+        let tile = kept.get(&number);
+        *leaf = tile
+            .and_then(|tile| tile.get(usize::try_from(seq % TILE).ok()?))
+            .copied();
+    }
+    Ok(known)
+}
+
+/// The number behind that of the last record that a tile holds.
+pub(super) async fn tiles_end(connection: &mut PgConnection) -> Result<u64, StoreError> {
+    let last = sqlx::query_scalar!("SELECT max(number) FROM audit_tiles WHERE level = 0")
+        .fetch_one(connection)
+        .await?;
+    let tiles: u64 = match last {
+        Some(last) => unsigned("number of a tile of the audit log", last.saturating_add(1))?,
+        None => 0,
+    };
+    Ok(tiles.saturating_mul(TILE))
+}
+
 /// Makes the record's bytes of a row of [`RECORDS`].
 fn read(row: &PgRow, canonical: &mut Canonical) -> Result<(), String> {
     canonical.start();
@@ -441,7 +483,7 @@ fn read(row: &PgRow, canonical: &mut Canonical) -> Result<(), String> {
     Ok(())
 }
 
-async fn tiles(
+pub(super) async fn tiles(
     connection: &mut PgConnection,
     level: u8,
     range: Range<u64>,
@@ -497,7 +539,7 @@ async fn tree(connection: &mut PgConnection, size: u64) -> Result<Tree, StoreErr
                 hashes.push(root_of(tile));
             }
         } else {
-            let leaves = leaves(connection, range).await?;
+            let leaves = known_leaves(connection, range).await?;
             for (seq, leaf) in (first..).zip(leaves.hashes) {
                 hashes.push(leaf.ok_or_else(|| missing(format!("audit record {seq}")))?);
             }

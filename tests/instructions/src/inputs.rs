@@ -167,6 +167,8 @@ pub(crate) fn record() -> AuditRecord {
         duration_us: 402_000,
         input_tokens: Some(31),
         output_tokens: Some(16),
+        prompt_sha256: None,
+        answer_sha256: None,
     };
     AuditRecord {
         kind: AuditKind::Ended,

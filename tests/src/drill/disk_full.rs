@@ -3,14 +3,12 @@
 //! The store is on a small tmpfs, which only root may mount.
 
 use std::fs;
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tokio::time::sleep;
 
 use super::Size;
+use super::disk::Disk;
 use super::history::End;
 use super::queue_trouble::{Scene, builder};
 use super::report::{Report, millis};
@@ -20,11 +18,9 @@ use crate::harness::{NatsPlan, PATIENCE, until};
 const DISK: &str = "size=64m";
 /// What may pass, once there is room and the server is back, until answers come again.
 const RECOVERY: Duration = Duration::from_secs(4);
-/// Bytes written at once to fill the disk.
-const PIECE: usize = 64 * 1024;
 
 pub(super) async fn run(size: Size) -> Report {
-    let disk = match Disk::mount() {
+    let disk = match Disk::mount(DISK) {
         Ok(disk) => disk,
         Err(error) => {
             let mut report = Report::new("disk-full", size);
@@ -36,7 +32,7 @@ pub(super) async fn run(size: Size) -> Report {
         }
     };
     let plan = NatsPlan {
-        store: Some(disk.path.clone()),
+        store: Some(disk.path().to_owned()),
         ..NatsPlan::default()
     };
     let mut scene = Scene::begin("disk-full", builder().nats(plan), size).await;
@@ -79,47 +75,4 @@ pub(super) async fn run(size: Size) -> Report {
     let report = report.finish(cluster);
     drop(disk);
     report
-}
-
-/// A small disk; it goes with its value.
-#[derive(Debug)]
-struct Disk {
-    path: PathBuf,
-    _folder: tempfile::TempDir,
-}
-
-impl Disk {
-    fn mount() -> nix::Result<Self> {
-        let folder = tempfile::Builder::new()
-            .prefix("duo-disk-")
-            .tempdir()
-            .expect("a folder");
-        let path = folder.path().to_owned();
-        mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), Some(DISK))?;
-        Ok(Self {
-            path,
-            _folder: folder,
-        })
-    }
-
-    /// Writes a file until there is no room.
-    fn fill(&self) -> PathBuf {
-        let path = Path::join(&self.path, "filler");
-        let mut file = fs::File::create(&path).expect("there is room");
-        // Smaller and smaller pieces, so that not a page is left.
-        let mut piece = vec![0; PIECE];
-        while !piece.is_empty() {
-            if file.write_all(&piece).is_err() {
-                piece.truncate(piece.len() / 2);
-            }
-        }
-        path
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // Lazily: a server that is still ending holds its files.
-        let _left_to_the_system = umount2(&self.path, MntFlags::MNT_DETACH);
-    }
 }

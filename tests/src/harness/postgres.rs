@@ -48,9 +48,17 @@ impl Postgres {
     /// # Panics
     /// It cannot be made or started.
     pub async fn start() -> Self {
+        Self::start_below(&std::env::temp_dir()).await
+    }
+
+    /// As [`Postgres::start`], with its files below this folder.
+    ///
+    /// # Panics
+    /// It cannot be made or started.
+    pub async fn start_below(parent: &Path) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("duo-postgres-")
-            .tempdir()
+            .tempdir_in(parent)
             .expect("a folder")
             .keep();
         if let Some(account) = account() {
@@ -113,6 +121,8 @@ impl Postgres {
             "unix_socket_directories=",
             "fsync=off",
             "max_connections=200",
+            // Little, so that a small disk has room for it.
+            "min_wal_size=32MB",
         ] {
             shell.args(["-c", setting]);
         }
@@ -139,6 +149,18 @@ impl Postgres {
     /// It does not run.
     pub fn stop(&mut self) {
         self.end(b"stay\n");
+    }
+
+    /// Kills all of its processes, `kill -9`; [`Postgres::start_again`] finds what a crash leaves.
+    ///
+    /// # Panics
+    /// It does not run.
+    pub fn kill(&mut self) {
+        for pid in self.processes() {
+            // One that has just ended is as good as killed.
+            let _gone = kill(pid, Signal::SIGKILL);
+        }
+        self.stop();
     }
 
     /// Freezes it (connections stay open and silent), or lets it go on.

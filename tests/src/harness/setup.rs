@@ -26,6 +26,7 @@ pub struct Builder {
     brokers: usize,
     workers: usize,
     own_postgres: bool,
+    postgres_below: PathBuf,
     nats: NatsPlan,
     linked: bool,
     broker_env: Vec<(String, String)>,
@@ -47,6 +48,7 @@ impl Default for Builder {
             brokers: 1,
             workers: 1,
             own_postgres: false,
+            postgres_below: std::env::temp_dir(),
             nats: NatsPlan::default(),
             linked: false,
             broker_env: Vec::new(),
@@ -157,6 +159,14 @@ impl Builder {
         self
     }
 
+    /// With a PostgreSQL server of its own whose files are below this folder.
+    #[must_use]
+    pub fn own_postgres_below(mut self, folder: &Path) -> Self {
+        self.own_postgres = true;
+        self.postgres_below = folder.to_owned();
+        self
+    }
+
     /// With nats-servers like this; a cluster keeps every stream on three of them.
     pub fn nats(mut self, plan: NatsPlan) -> Self {
         self.nats = plan;
@@ -202,14 +212,13 @@ impl Builder {
             .expect("a folder");
         let (nats, (postgres, database), sim, gitlab) = tokio::join!(
             Nats::start_as(folder.path(), &self.nats),
-            Box::pin(storage(self.own_postgres)),
+            Box::pin(storage(self.own_postgres.then_some(&self.postgres_below))),
             Sim::start(self.sim.clone()),
             Gitlab::start(),
         );
         let (sim, gitlab) = (sim.expect("a simulated server"), gitlab.expect("a stand-in"));
         self.config["issuers"] = json!([{"url": gitlab.url(), "audience": "gitlab-ai-gateway"}]);
-        let keys = folder.path().join("seal-keys");
-        write_keys(&keys);
+        let (keys, master) = key_files(folder.path());
         let shared = vec![
             ("DUO_NATS_URL".to_owned(), nats.url()),
             ("DUO_SEAL_KEYS_FILE".to_owned(), keys.display().to_string()),
@@ -229,6 +238,10 @@ impl Builder {
                 ("DUO_BROKER_NAME".to_owned(), name),
                 ("DUO_LISTEN".to_owned(), api.to_owned()),
                 ("DUO_ADMIN_LISTEN".to_owned(), operations.to_owned()),
+                (
+                    "DUO_AUDIT_MASTER_KEY_FILE".to_owned(),
+                    master.display().to_string(),
+                ),
             ]);
             if self.nats.servers > 1 {
                 env.push(("DUO_NATS_REPLICAS".to_owned(), "3".to_owned()));
@@ -376,6 +389,17 @@ impl Cli {
         }
     }
 
+    /// The same tool without a variable.
+    #[must_use]
+    pub fn without(&self, name: &str) -> Self {
+        let mut env = self.env.clone();
+        env.retain(|(known, _)| known != name);
+        Self {
+            path: self.path.clone(),
+            env,
+        }
+    }
+
     /// Starts a further broker with these variables changed; its log is in `folder`.
     pub fn serve(&self, name: &str, changes: &[(&str, String)], folder: &Path) -> Program {
         let mut env = self.env.clone();
@@ -409,9 +433,9 @@ pub(super) fn path_text(path: &Path) -> &str {
     path.to_str().expect("a path of plain characters")
 }
 
-async fn storage(own: bool) -> (Option<Postgres>, super::postgres::Database) {
-    if own {
-        let server = Postgres::start().await;
+async fn storage(own: Option<&PathBuf>) -> (Option<Postgres>, super::postgres::Database) {
+    if let Some(folder) = own {
+        let server = Postgres::start_below(folder).await;
         let database = server.database().await;
         return (Some(server), database);
     }
@@ -441,10 +465,17 @@ fn local() -> String {
     format!("127.0.0.1:{}", free_port())
 }
 
-fn write_keys(path: &Path) {
-    let key: [u8; 32] = rand::random();
-    let key = base64::engine::general_purpose::STANDARD.encode(key);
-    fs::write(path, format!("key-1:{key}\n")).expect("our folder");
+/// The keys of request bodies, and those of kept prompts and answers.
+fn key_files(folder: &Path) -> (PathBuf, PathBuf) {
+    let key = || base64::engine::general_purpose::STANDARD.encode(rand::random::<[u8; 32]>());
+    let (seal, master) = (folder.join("seal-keys"), folder.join("master-key"));
+    write_private(&seal, &format!("key-1:{}\n", key()));
+    write_private(&master, &key());
+    (seal, master)
+}
+
+fn write_private(path: &Path, text: &str) {
+    fs::write(path, text).expect("our folder");
     let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
     fs::set_permissions(path, private).expect("our file");
 }

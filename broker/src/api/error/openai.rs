@@ -72,6 +72,7 @@ impl ApiError {
             | Self::Problems(_)
             | Self::NoRevision
             | Self::Stale { .. }
+            | Self::Erased(_)
             | Self::Conflict(_) => (status, INVALID, self.reason(), None),
             Self::NoSigningKey => (status, "server_error", self.reason(), None),
             Self::Exchange(error) if error.reason == "unknown_model" => (

@@ -67,6 +67,9 @@ pub(crate) enum ApiError {
     /// What is there does not allow it.
     #[error("{0}")]
     Conflict(String),
+    /// It was there and was destroyed for good.
+    #[error("{0}")]
+    Erased(String),
     /// Fields or rules that an administrator's change breaks, all of them.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Problems(Vec<Problem>),
@@ -167,6 +170,7 @@ impl ApiError {
             Self::NotFound(_) => "not_found".into(),
             Self::MethodNotAllowed => "method_not_allowed".into(),
             Self::Conflict(_) => "conflict".into(),
+            Self::Erased(_) => "erased".into(),
             Self::Problems(_) => "invalid_value".into(),
             Self::NoRevision => "revision_required".into(),
             Self::Stale { .. } => "stale_revision".into(),

@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::store::audit_events::Event;
 
 /// In this order, for ever; new ones come behind.
-const COLUMNS: [&str; 34] = [
+const COLUMNS: [&str; 36] = [
     "seq",
     "request_id",
     "kind",
@@ -40,6 +40,8 @@ const COLUMNS: [&str; 34] = [
     "input_tokens",
     "output_tokens",
     "details",
+    "prompt_sha256",
+    "answer_sha256",
 ];
 
 pub(super) fn head() -> Vec<u8> {

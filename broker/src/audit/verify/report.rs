@@ -183,6 +183,11 @@ pub struct Report {
     pub signed_at: Option<OffsetDateTime>,
     /// Records under no checkpoint yet.
     pub unsigned: u64,
+    /// Records that were dropped when their time was over, whose tiles stand for them.
+    pub dropped: u64,
+    /// The number of the record that says which those are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dropped_by: Option<u64>,
     /// What was found, in the order of the records; the first hundred.
     pub problems: Vec<Problem>,
     /// How many more there are.

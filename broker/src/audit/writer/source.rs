@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_nats::{Message, StatusCode, Subject, SubscribeError, Subscriber};
 use bytes::Bytes;
-use duo_contract::subject::{AUDIT_CONSUMER, AUDIT_STREAM, pull};
+use duo_contract::subject::{AUDIT_BODIES, AUDIT_CONSUMER, AUDIT_STREAM, pull};
 use duo_process::nats::{Connection, Nats};
 use futures_util::StreamExt as _;
 use time::OffsetDateTime;
@@ -37,8 +37,10 @@ pub(super) struct Delivery {
     pub(super) published: OffsetDateTime,
     /// Messages that waited behind it.
     pub(super) pending: u64,
-    /// The records ([`duo_contract::audit::split`]).
+    /// The records ([`duo_contract::audit::split`]), or a piece of a sealed text ([`duo_contract::body`]).
     pub(super) payload: Bytes,
+    /// Is it the latter?
+    pub(super) is_body: bool,
 }
 
 #[derive(Debug)]
@@ -176,6 +178,7 @@ impl Source {
             sequence,
             published: super::moment(nanoseconds),
             pending,
+            is_body: message.subject.as_str() == AUDIT_BODIES,
             payload: message.payload,
         })
     }

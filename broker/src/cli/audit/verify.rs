@@ -129,6 +129,12 @@ fn print(report: &Report, signed: bool) -> anyhow::Result<()> {
         "{range}: {} there; {} checkpoints, {} of them compared with the records",
         report.records, report.checkpoints, report.roots
     ))?;
+    if let Some(by) = report.dropped_by {
+        output::line(&format!(
+            "{} more were dropped when their time was over, as record {by} says; the tree still has their hashes",
+            report.dropped
+        ))?;
+    }
     if let Some(at) = report.signed_at {
         let at = output::moment(at);
         output::line(&format!(

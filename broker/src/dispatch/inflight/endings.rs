@@ -296,6 +296,8 @@ impl InFlight {
             duration_us: since(now),
             input_tokens: tokens(summary.and_then(|s| s.input_tokens)),
             output_tokens: tokens(spent),
+            prompt_sha256: None,
+            answer_sha256: None,
         }
     }
 }

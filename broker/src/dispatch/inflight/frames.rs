@@ -7,6 +7,7 @@ use bytes::Bytes;
 use duo_contract::audit::Outcome;
 use duo_contract::failure::RetryRule;
 use duo_contract::frame::{FailedAttempt, FrameAnswer, FrameKind, ReplyFrame, Summary, Tokens};
+use duo_contract::snapshot::BodyPolicy;
 use uuid::Uuid;
 
 use super::endings::{Ending, Stop, cut_off};
@@ -166,6 +167,7 @@ impl InFlight {
         if chunks.is_empty() {
             return Todo::default();
         }
+        self.keep(&chunks);
         state.first_byte(self.task.record.stages(), now);
         state.waiting_bytes += chunks.len();
         // A piece that is too big by itself is not the reader's fault.
@@ -174,6 +176,13 @@ impl InFlight {
         }
         state.waiting.push_back(ReplyEvent::Chunks(chunks));
         Todo::default()
+    }
+
+    /// For the record, where the feature's policy wants something of the answer.
+    fn keep(&self, piece: &Bytes) {
+        if self.task.routed.feature.bodies != BodyPolicy::None {
+            self.task.record.keep_answer(piece);
+        }
     }
 
     fn done(&self, state: &mut State, mut summary: Summary, body: Bytes, now: Instant) -> Todo {
@@ -189,6 +198,7 @@ impl InFlight {
             }
             Bytes::new()
         } else {
+            self.keep(&body);
             body
         };
         state.first_byte(self.task.record.stages(), now);
