@@ -78,16 +78,18 @@ pub(super) async fn run(arguments: ExportArguments) -> anyhow::Result<ExitCode> 
         .record_audit_read(id, &actor, "audit export", &manifest.details(signed.as_deref()))
         .await
         .context("the manifest cannot be recorded")?;
+    let text = signed.unwrap_or_else(|| manifest.json());
+    let written = files
+        .as_ref()
+        .map_or(Ok(()), |files| (&files.manifest).write_all(text.as_bytes()));
     read?;
     flushed.context("the export cannot be written")?;
+    written.context("the manifest cannot be written")?;
     if !manifest.is_whole {
         bail!("the export is not whole: it could not be written further");
     }
-    let text = signed.unwrap_or_else(|| manifest.json());
     match files {
-        Some(mut files) => {
-            let written = files.manifest.write_all(text.as_bytes());
-            written.context("the manifest cannot be written")?;
+        Some(_) => {
             let Manifest {
                 records,
                 bytes,
@@ -118,9 +120,14 @@ impl Files {
             File::create_new(path)
                 .with_context(|| format!("{} cannot be written; an export replaces no file", path.display()))
         };
+        let file = new(export)?;
+        let manifest = new(Path::new(&manifest)).inspect_err(|_| {
+            // It is empty and ours; the next try is to find neither.
+            let _ = std::fs::remove_file(export);
+        })?;
         Ok(Self {
-            export: new(export)?,
-            manifest: new(Path::new(&manifest))?,
+            export: file,
+            manifest,
         })
     }
 }
