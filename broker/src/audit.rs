@@ -11,6 +11,7 @@ pub mod checkpoint;
 pub mod export;
 pub mod forward;
 pub mod keys;
+pub mod manifest;
 pub mod note;
 pub mod prove;
 pub mod reader;

@@ -291,8 +291,12 @@ fn application(
     let admin = administration(&state, dispatch, (nats, store), webhooks);
     let masters = read_master_keys(config.audit.master_key_file.as_deref())?;
     let reader = Reader::new(store.clone(), masters, &config.name);
+    let keys = match &config.audit.key_file {
+        Some(file) => read_audit_keys(Some(file))?.map(Arc::new),
+        None => None,
+    };
     let audit_log =
-        api::audit::router(store.clone(), state.audit.clone()).merge(api::audit_bodies::router(reader));
+        api::audit::router(store.clone(), state.audit.clone(), keys).merge(api::audit_bodies::router(reader));
     Ok(api::router(Arc::new(state), Some(audit_log), Some(admin)))
 }
 

@@ -32,7 +32,7 @@ async fn app() -> Router {
         ],
         ConfigSnapshot::default(),
         Fleet::default(),
-        Some(database.store),
+        Some((database.store, None)),
     )
 }
 

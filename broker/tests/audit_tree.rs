@@ -2,15 +2,19 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "support/app.rs"]
+mod app;
+#[path = "audit_tree/exports.rs"]
+mod exports;
 #[path = "support/servers.rs"]
-#[expect(dead_code, reason = "other tests use the rest")]
 mod servers;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use async_nats::jetstream;
+use axum::Router;
 use axum::body::Body;
-use duo_broker::api;
 use duo_broker::audit::canonical::FIELDS;
 use duo_broker::audit::checkpoint::{CheckpointError, CheckpointMetrics, Checkpointer, Contradiction, Parts};
 use duo_broker::audit::note::{Checkpoint, SigningKeys, VerifyingKeys, generate_key};
@@ -18,11 +22,14 @@ use duo_broker::audit::prove;
 use duo_broker::audit::retention;
 use duo_broker::audit::tree::{Hash, TILE, Tile, verify_consistency, verify_inclusion};
 use duo_broker::audit::verify::{Options, Place, Problem, Report, verify, verify_export};
+use duo_broker::fleet::Fleet;
 use duo_broker::store::audit_events::day_of;
 use duo_broker::store::audit_retention::{Dropped, Partitioned};
 use duo_broker::store::audit_search::Filter;
 use duo_broker::store::{PoolConfig, Store};
-use duo_contract::audit::{AuditKind, AuditRecord, End, Outcome, What, Who};
+use duo_contract::audit::{self, AuditKind, AuditRecord, End, Outcome, What, Who};
+use duo_contract::snapshot::{ConfigSnapshot, Role};
+use duo_contract::subject;
 use duo_process::clock;
 use prometheus::Registry;
 use secrecy::SecretString;
@@ -717,17 +724,68 @@ fn hash(value: &Value) -> Hash {
     bytes.try_into().unwrap()
 }
 
-#[tokio::test]
+/// Who reads the log over the API, and the stream that records it.
+struct Auditor {
+    app: Router,
+    stream: jetstream::stream::Stream,
+}
+
+impl Auditor {
+    async fn of(log: &Log) -> Self {
+        let nats = servers::nats().await;
+        let config = jetstream::stream::Config {
+            name: subject::AUDIT_STREAM.to_owned(),
+            subjects: vec![subject::AUDIT_SUBJECTS.to_owned()],
+            ..Default::default()
+        };
+        let stream = nats.jetstream().create_stream(config).await.unwrap();
+        let keys = SigningKeys::parse(&log.keys).unwrap();
+        let app = app::app(
+            nats,
+            ["duo_a_one", "duo_a_two"]
+                .map(|name| app::token(name, Role::Auditor))
+                .to_vec(),
+            ConfigSnapshot::default(),
+            Fleet::default(),
+            Some((log.database.store.clone(), Some(Arc::new(keys)))),
+        );
+        Self { app, stream }
+    }
+
+    async fn get_as(&self, token: &str, path: &str) -> (http::response::Parts, Vec<u8>) {
+        let request = http::Request::get(path).header("authorization", format!("Bearer {token}"));
+        let request = request.body(Body::empty()).unwrap();
+        let response = self.app.clone().oneshot(request).await.unwrap();
+        let (parts, body) = response.into_parts();
+        (parts, axum::body::to_bytes(body, 1 << 20).await.unwrap().to_vec())
+    }
+
+    async fn get(&self, path: &str) -> (http::response::Parts, Vec<u8>) {
+        self.get_as("duo_a_one", path).await
+    }
+
+    /// What was recorded so far.
+    async fn records(&self) -> Vec<AuditRecord> {
+        let mut records = Vec::new();
+        let state = self.stream.get_info().await.unwrap().state;
+        for number in 1..=state.last_sequence {
+            let message = self.stream.get_raw_message(number).await.unwrap();
+            for record in audit::split(&message.payload) {
+                records.push(AuditRecord::decode(record).unwrap());
+            }
+        }
+        records
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn records_and_growth_are_proved_over_the_api() {
     let log = Log::with(SOME).await;
     log.insert(1).await;
-    let app = api::audit::proofs::router(log.database.store.clone());
+    let auditor = Auditor::of(&log).await;
     let get = async |path: String| {
-        let request = http::Request::get(path).body(Body::empty()).unwrap();
-        let response = app.clone().oneshot(request).await.unwrap();
-        let (parts, body) = response.into_parts();
-        let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
-        (parts.status, String::from_utf8(body.to_vec()).unwrap())
+        let (parts, body) = auditor.get(&path).await;
+        (parts.status, String::from_utf8(body).unwrap())
     };
     let json = |(status, text): (http::StatusCode, String)| -> Value {
         assert_eq!(status, 200, "{text}");
@@ -791,6 +849,30 @@ async fn records_and_growth_are_proved_over_the_api() {
         let (found, text) = get(path.clone()).await;
         assert_eq!(found, status, "{path}: {text}");
     }
+
+    // Each was recorded before it was shown, polling once for each caller.
+    for token in ["duo_a_one", "duo_a_two", "duo_a_two"] {
+        let (parts, _) = auditor.get_as(token, "/audit/v1/checkpoints/latest").await;
+        assert_eq!(parts.status, 200);
+    }
+    let records = auditor.records().await;
+    assert!(records.iter().all(|record| record.kind == AuditKind::Read));
+    let mut reads: Vec<String> = records
+        .iter()
+        .map(|record| serde_json::from_str::<Value>(record.details.as_deref().unwrap()).unwrap())
+        .map(|details| details["read"].as_str().unwrap().to_owned())
+        .collect();
+    reads.sort_unstable();
+    let mut expected = [
+        "checkpoint",
+        "checkpoint",
+        "checkpoints",
+        "checkpoints",
+        "consistency",
+    ]
+    .to_vec();
+    expected.extend(["proof"; 6]);
+    assert_eq!(reads, expected);
 }
 
 /// A store that speaks as `role`, which is what a login in it may do.
@@ -821,6 +903,7 @@ async fn roles_may_do_their_work_and_nothing_else() {
     let auditor = store_as(&log.database, "duo_auditor").await;
     let report = verify(&auditor, log.options(), |_, _| {}).await.unwrap();
     assert_eq!((report.records, report.problems), (600, vec![]));
+    readings_are_recorded_where_the_login_may_write(&log).await;
 
     let tables = [
         "audit_events",
@@ -882,6 +965,26 @@ async fn roles_may_do_their_work_and_nothing_else() {
         sqlx::raw_sql("ROLLBACK").execute(&mut connection).await.unwrap();
     }
     assert_eq!(log.problems().await, []);
+}
+
+/// `audit prove` and `audit verify` work for both, and leave a record where that is possible.
+async fn readings_are_recorded_where_the_login_may_write(log: &Log) {
+    let name = log.database.store.record_name(7).await.unwrap().unwrap();
+    let id = name.request_id.to_string();
+    let reads = "SELECT count(*) FROM audit_events WHERE kind = 'read' AND user_id = 'eve'";
+    for (role, recorded) in [("duo_auditor", 0), ("duo_app", 2)] {
+        let login = format!("{}_{role}@", log.database.name);
+        let url = log.database.url.replace("duo@", &login);
+        for command in [vec!["audit", "prove", &id], vec!["audit", "verify"]] {
+            let mut command = log.database.command(&command);
+            command.env("DUO_DATABASE_URL", &url).args(["--actor", "eve"]);
+            let output = command.output().unwrap();
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert!(output.status.success(), "{role}: {said}");
+            assert_eq!(said.contains("reads only"), recorded == 0, "{role}: {said}");
+        }
+        assert_eq!(log.database.count(reads).await, recorded, "{role}");
+    }
 }
 
 fn column(table: &str) -> &'static str {

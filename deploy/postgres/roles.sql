@@ -11,7 +11,7 @@
 --     CREATE ROLE alice LOGIN PASSWORD '…' IN ROLE duo_auditor;        -- `audit verify`, `audit prove`
 --
 -- `audit search`, `show`, `facets` and `export` write a record of who read what, so on the command line they need a login in
--- duo_app; auditors read by the API.
+-- duo_app; auditors read by the API. `audit verify` and `audit prove` write one where the login may.
 --
 -- duo_owner       owns the tables; nobody is in it but who migrates
 -- duo_app         the broker: inserts audit records, changes nothing of them

@@ -5,10 +5,12 @@
 mod events;
 mod export;
 mod facets;
-pub mod proofs;
+mod proofs;
 mod query;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use duo_contract::audit::Who;
@@ -21,6 +23,7 @@ use uuid::Uuid;
 use super::edge::REQUEST_ID;
 use super::error::ApiError;
 use crate::audit::AuditLog;
+use crate::audit::note::SigningKeys;
 use crate::audit::reads::Reading;
 use crate::caller::Caller;
 use crate::request::ExchangeError;
@@ -30,31 +33,42 @@ use crate::store::{Store, StoreError};
 const MAX_CORRELATION_ID: usize = 255;
 /// Exports that a broker writes at the same time.
 const MAX_EXPORTS: usize = 2;
+/// For so long a caller's polling of the newest checkpoint is one reading.
+const POLLING: Duration = Duration::from_secs(3600);
 
 /// What the calls work with.
 #[derive(Debug)]
 struct AuditState {
     store: Store,
     audit: AuditLog,
+    /// What signs manifests.
+    keys: Option<Arc<SigningKeys>>,
+    /// Who asked for the newest checkpoint within [`POLLING`], since when; as many as there are auditors.
+    polling: Mutex<HashMap<Polling, Instant>>,
     /// Exports that may be written at the same time: each holds a connection to PostgreSQL.
     exports: Arc<Semaphore>,
 }
 
 /// The audit log's routes; the caller's role is checked around them.
-pub fn router(store: Store, audit: AuditLog) -> Router {
+pub fn router(store: Store, audit: AuditLog, keys: Option<Arc<SigningKeys>>) -> Router {
     let exports = Arc::new(Semaphore::new(MAX_EXPORTS));
     let state = Arc::new(AuditState {
-        store: store.clone(),
+        store,
         audit,
+        keys,
+        polling: Mutex::default(),
         exports,
     });
     Router::new()
         .merge(events::router())
         .merge(facets::router())
         .merge(export::router())
+        .merge(proofs::router())
         .with_state(state)
-        .merge(proofs::router(store))
 }
+
+/// Tells callers apart, whatever their headers say.
+type Polling = (Option<String>, Option<String>, Option<String>);
 
 /// Who reads: the caller, and what its request is called.
 #[derive(Debug, Clone)]
@@ -74,6 +88,34 @@ impl Reader {
 }
 
 impl AuditState {
+    /// Records what `reader` polls, once in [`POLLING`].
+    async fn record_polling(
+        &self,
+        reader: Reader,
+        route: &'static str,
+        details: Value,
+    ) -> Result<(), ApiError> {
+        let Who {
+            instance_id,
+            user_id,
+            token_id,
+            ..
+        } = reader.who.clone();
+        let caller = (instance_id, user_id, token_id);
+        let polling = || self.polling.lock().unwrap_or_else(PoisonError::into_inner);
+        if polling()
+            .get(&caller)
+            .is_some_and(|since| since.elapsed() < POLLING)
+        {
+            return Ok(());
+        }
+        self.record(Uuid::now_v7(), reader, route, details).await?;
+        let mut polling = polling();
+        polling.retain(|_, since| since.elapsed() < POLLING);
+        polling.insert(caller, Instant::now());
+        Ok(())
+    }
+
     /// Records what `reader` is about to be shown.
     async fn record(
         &self,

@@ -1,15 +1,18 @@
-//! Audit records as files: JSON lines, CSV and OCSF, with a manifest of what is in them.
+//! Audit records as files: JSON lines, CSV, OCSF and Parquet, with a manifest of what is in them.
 
 mod csv;
 mod ocsf;
+mod parquet;
 
 use aws_lc_rs::digest::{Context, SHA256};
 use serde::Serialize;
 use serde_json::Value;
-use time::OffsetDateTime;
 use tokio::sync::mpsc;
+use tokio::task::{JoinError, spawn_blocking};
 use uuid::Uuid;
 
+use self::parquet::Parquet;
+use super::manifest::{LogState, Manifest};
 use crate::store::audit_events::Event;
 use crate::store::audit_export::Sample;
 use crate::store::audit_search::Filter;
@@ -27,11 +30,13 @@ pub enum Format {
     Csv,
     /// A JSON object a line, in the Open Cybersecurity Schema Framework's class API Activity.
     Ocsf,
+    /// Apache Parquet, every column of the record with its type.
+    Parquet,
 }
 
 impl Format {
     /// Every format.
-    pub const ALL: [Format; 3] = [Format::Ndjson, Format::Csv, Format::Ocsf];
+    pub const ALL: [Format; 4] = [Format::Ndjson, Format::Csv, Format::Ocsf, Format::Parquet];
 
     /// The format's name in queries.
     #[must_use]
@@ -40,6 +45,7 @@ impl Format {
             Format::Ndjson => "ndjson",
             Format::Csv => "csv",
             Format::Ocsf => "ocsf",
+            Format::Parquet => "parquet",
         }
     }
 
@@ -49,22 +55,7 @@ impl Format {
         match self {
             Format::Ndjson | Format::Ocsf => "application/x-ndjson",
             Format::Csv => "text/csv; charset=utf-8",
-        }
-    }
-
-    /// What stands before the first record.
-    fn head(self) -> Vec<u8> {
-        match self {
-            Format::Ndjson | Format::Ocsf => Vec::new(),
-            Format::Csv => csv::head(),
-        }
-    }
-
-    fn write(self, event: &Event, out: &mut Vec<u8>) {
-        match self {
-            Format::Ndjson => line(event, out),
-            Format::Csv => csv::write(event, out),
-            Format::Ocsf => line(&ocsf::activity(event), out),
+            Format::Parquet => "application/vnd.apache.parquet",
         }
     }
 }
@@ -74,7 +65,7 @@ impl std::str::FromStr for Format {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let found = Format::ALL.into_iter().find(|format| format.as_str() == text);
-        found.ok_or_else(|| "has to be ndjson, csv or ocsf".to_owned())
+        found.ok_or_else(|| "has to be ndjson, csv, ocsf or parquet".to_owned())
     }
 }
 
@@ -85,50 +76,18 @@ fn line(value: &impl Serialize, out: &mut Vec<u8>) {
     }
 }
 
-/// What an export holds.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Manifest {
-    /// The export.
-    pub export: Uuid,
-    /// What was asked for.
-    pub filter: Filter,
-    /// How it is written.
-    pub format: &'static str,
-    /// How many at most, where a sample was asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub sample: Option<u32>,
-    /// The sample's seed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub seed: Option<String>,
-    /// Records in it.
-    pub records: u64,
-    /// The lowest number of its records.
-    pub first_seq: Option<i64>,
-    /// The highest.
-    pub last_seq: Option<i64>,
-    /// Bytes of it.
-    pub bytes: u64,
-    /// SHA-256 of those bytes, lower-case hexadecimal.
-    pub sha256: String,
-    /// When it was at its end.
-    #[serde(with = "time::serde::rfc3339")]
-    pub ended_at: OffsetDateTime,
-    /// Is it all that was asked for? Not where it broke off.
-    pub is_whole: bool,
-}
-
-impl Manifest {
-    /// The id of the record that keeps the manifest of an export.
-    #[must_use]
-    pub fn record_of(export: Uuid) -> Uuid {
-        Uuid::from_u128(export.as_u128() ^ 1)
-    }
-
-    /// What that record says.
-    #[must_use]
-    pub fn details(&self) -> Value {
-        serde_json::json!({"read": "export_ended", "manifest": self})
-    }
+/// Why an export broke off.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What makes the Parquet file.
+    #[error("the Parquet file cannot be written")]
+    Parquet(#[from] ::parquet::errors::ParquetError),
+    /// The task that makes it.
+    #[error("what makes the Parquet file ended early")]
+    Stopped(#[from] JoinError),
 }
 
 /// An export that is asked for.
@@ -161,21 +120,16 @@ impl Export {
         &self,
         store: &Store,
         send: impl Fn(Vec<u8>) -> F,
-    ) -> (Manifest, Result<(), StoreError>) {
-        let (batches, mut events) = mpsc::channel::<Vec<Event>>(AHEAD);
-        let writing = async move {
-            let mut written = Written::new();
-            let head = written.piece(self.format.head());
-            let mut taken = head.is_empty() || send(head).await;
-            while taken {
-                let Some(batch) = events.recv().await else { break };
-                let piece = written.batch(self.format, &batch);
-                taken = piece.is_empty() || send(piece).await;
+    ) -> (Manifest, Result<(), ExportError>) {
+        let mut written = Written::new();
+        // What is under a checkpoint of before is in the export, if it is asked for.
+        let (log, ended) = match store.last_checkpoint().await {
+            Ok(checkpoint) => {
+                let log = checkpoint.map(LogState::from);
+                (log, self.write(store, &mut written, send).await)
             }
-            (written, taken)
+            Err(error) => (None, Err(error.into())),
         };
-        let reading = self.read(store, batches);
-        let ((written, taken), read) = tokio::join!(writing, reading);
         let manifest = Manifest {
             export: self.id,
             filter: self.filter.clone(),
@@ -188,9 +142,45 @@ impl Export {
             bytes: written.bytes,
             sha256: hex::encode(written.digest.finish()),
             ended_at: duo_process::clock::now(),
-            is_whole: taken && read.is_ok(),
+            is_whole: matches!(ended, Ok(true)),
+            log,
         };
-        (manifest, read)
+        (manifest, ended.map(|_| ()))
+    }
+
+    /// Says whether all of it was taken.
+    async fn write<F: Future<Output = bool>>(
+        &self,
+        store: &Store,
+        written: &mut Written,
+        send: impl Fn(Vec<u8>) -> F,
+    ) -> Result<bool, ExportError> {
+        let (batches, mut events) = mpsc::channel::<Vec<Event>>(AHEAD);
+        let mut encoder = Encoder::new(self)?;
+        let writing = async {
+            let head = written.piece(encoder.head());
+            let mut taken = head.is_empty() || send(head).await;
+            while taken {
+                let Some(batch) = events.recv().await else { break };
+                written.count(&batch);
+                let (next, piece) = encoder.batch(batch).await?;
+                encoder = next;
+                let piece = written.piece(piece);
+                taken = piece.is_empty() || send(piece).await;
+            }
+            // Whoever reads sees by this that nobody listens any more.
+            drop(events);
+            Ok::<_, ExportError>((encoder, taken))
+        };
+        let (writing, read) = tokio::join!(writing, self.read(store, batches));
+        let (encoder, taken) = writing?;
+        read?;
+        if !taken {
+            return Ok(false);
+        }
+        // Only what is whole has an end.
+        let end = written.piece(encoder.end().await?);
+        Ok(end.is_empty() || send(end).await)
     }
 
     async fn read(&self, store: &Store, out: mpsc::Sender<Vec<Event>>) -> Result<(), StoreError> {
@@ -230,16 +220,73 @@ impl Written {
         piece
     }
 
-    fn batch(&mut self, format: Format, events: &[Event]) -> Vec<u8> {
-        let mut piece = Vec::new();
+    fn count(&mut self, events: &[Event]) {
         for event in events {
-            format.write(event, &mut piece);
             self.records += 1;
             if let Some(seq) = event.seq {
                 self.first_seq = Some(self.first_seq.map_or(seq, |first| first.min(seq)));
                 self.last_seq = Some(self.last_seq.map_or(seq, |last| last.max(seq)));
             }
         }
-        self.piece(piece)
+    }
+}
+
+/// Makes records the bytes of a format.
+enum Encoder {
+    Ndjson,
+    Csv,
+    Ocsf,
+    Parquet(Box<Parquet>),
+}
+
+impl Encoder {
+    fn new(export: &Export) -> Result<Self, ExportError> {
+        Ok(match export.format {
+            Format::Ndjson => Self::Ndjson,
+            Format::Csv => Self::Csv,
+            Format::Ocsf => Self::Ocsf,
+            Format::Parquet => Self::Parquet(Box::new(Parquet::new(export.id)?)),
+        })
+    }
+
+    /// What stands before the first record.
+    fn head(&self) -> Vec<u8> {
+        match self {
+            Self::Csv => csv::head(),
+            Self::Ndjson | Self::Ocsf | Self::Parquet(_) => Vec::new(),
+        }
+    }
+
+    async fn batch(self, events: Vec<Event>) -> Result<(Self, Vec<u8>), ExportError> {
+        let mut piece = Vec::new();
+        match self {
+            Self::Ndjson => events.iter().for_each(|event| line(event, &mut piece)),
+            Self::Csv => events.iter().for_each(|event| csv::write(event, &mut piece)),
+            Self::Ocsf => events
+                .iter()
+                .for_each(|event| line(&ocsf::activity(event), &mut piece)),
+            Self::Parquet(mut parquet) => {
+                if parquet.take(events) {
+                    // Tens of milliseconds, in which requests are not to wait.
+                    let (next, group) = spawn_blocking(move || {
+                        let group = parquet.group();
+                        (parquet, group)
+                    })
+                    .await?;
+                    parquet = next;
+                    piece = group?;
+                }
+                return Ok((Self::Parquet(parquet), piece));
+            }
+        }
+        Ok((self, piece))
+    }
+
+    /// What stands behind the last record.
+    async fn end(self) -> Result<Vec<u8>, ExportError> {
+        match self {
+            Self::Ndjson | Self::Csv | Self::Ocsf => Ok(Vec::new()),
+            Self::Parquet(parquet) => Ok(spawn_blocking(move || parquet.end()).await??),
+        }
     }
 }

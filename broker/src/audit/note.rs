@@ -156,19 +156,25 @@ impl SigningKeys {
             self.origin(),
             STANDARD.encode(root)
         );
+        Checkpoint {
+            origin: self.origin().to_owned(),
+            size,
+            root: *root,
+            at: Some(at),
+            note: self.note(&text),
+        }
+    }
+
+    /// Signs `text`, which ends with a line feed and has no empty line; its first line has to say what sort of text it is.
+    #[must_use]
+    pub fn note(&self, text: &str) -> String {
         let mut note = format!("{text}\n");
         for (pair, key) in &self.keys {
             let signature = pair.sign(text.as_bytes());
             let signature = STANDARD.encode([&key.id[..], signature.as_ref()].concat());
             note.push_str(&format!("{SIGNATURE}{} {signature}\n", key.name));
         }
-        Checkpoint {
-            origin: self.origin().to_owned(),
-            size,
-            root: *root,
-            at: Some(at),
-            note,
-        }
+        note
     }
 }
 
@@ -237,7 +243,12 @@ impl VerifyingKeys {
     /// count neither way.
     #[must_use]
     pub fn prove(&self, checkpoint: &Checkpoint) -> bool {
-        let Some((text, signatures)) = checkpoint.note.split_once("\n\n") else {
+        self.prove_note(&checkpoint.note, &checkpoint.origin)
+    }
+
+    /// Has one of the keys signed this note as the log `origin`? What sort of note it is is the caller's to say.
+    pub(super) fn prove_note(&self, note: &str, origin: &str) -> bool {
+        let Some((text, signatures)) = note.split_once("\n\n") else {
             return false;
         };
         signatures.lines().any(|line| {
@@ -253,7 +264,7 @@ impl VerifyingKeys {
             };
             self.0
                 .iter()
-                .filter(|key| key.name == name && key.id == id && key.name == checkpoint.origin)
+                .filter(|key| key.name == name && key.id == id && key.name == origin)
                 .any(|key| {
                     let public = UnparsedPublicKey::new(&ED25519, &key.public);
                     public.verify(format!("{text}\n").as_bytes(), signature).is_ok()

@@ -4,6 +4,7 @@
 //! signatures, and the table of checkpoints with a file of them that is kept elsewhere. Where a record and its tile
 //! differ, the next checkpoint says which of them is the false one.
 
+pub mod export;
 mod offline;
 mod report;
 
@@ -35,6 +36,8 @@ pub struct Options {
     pub keys: Option<VerifyingKeys>,
     /// Checkpoints that were kept elsewhere.
     pub file: Vec<Checkpoint>,
+    /// An export of some records only, between which others lie.
+    pub is_selection: bool,
 }
 
 /// Verifies the log in the database; `progress` is told how many records of how many are done.

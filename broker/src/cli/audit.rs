@@ -25,6 +25,7 @@ use uuid::Uuid;
 
 use self::kept::KeptCommand;
 use crate::cli::actor;
+use crate::cli::output::say;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AuditCommand {
@@ -36,7 +37,7 @@ pub(super) enum AuditCommand {
     Key(key::KeyArguments),
     /// Find what was altered, left out or put in, in the database or in an export.
     #[command(after_long_help = verify::EXAMPLES)]
-    Verify(verify::VerifyArguments),
+    Verify(Box<verify::VerifyArguments>),
     /// Prove that the records of a request are in the log, for a program that trusts nobody.
     Prove(prove::ProveArguments),
     /// Show every record of one request, or one other record, by its id.
@@ -58,8 +59,8 @@ pub(super) async fn run(command: AuditCommand) -> anyhow::Result<ExitCode> {
     match command {
         AuditCommand::Search(arguments) => search::run(*arguments).await,
         AuditCommand::Key(arguments) => key::run(&arguments),
-        AuditCommand::Verify(arguments) => verify::run(arguments).await,
-        AuditCommand::Prove(arguments) => prove::run(&arguments).await,
+        AuditCommand::Verify(arguments) => verify::run(*arguments).await,
+        AuditCommand::Prove(arguments) => prove::run(arguments).await,
         AuditCommand::Show(arguments) => show::run(arguments).await,
         AuditCommand::Facets(arguments) => facets::run(*arguments).await,
         AuditCommand::Export(arguments) => export::run(*arguments).await,
@@ -75,6 +76,20 @@ async fn record(store: &Store, given: Option<String>, command: &str, details: &V
         .record_audit_read(Uuid::now_v7(), &actor, command, details)
         .await
         .context("reading the audit log cannot be recorded, so nothing is shown")
+}
+
+/// The same where this login may write, which one of `duo_auditor` may not.
+async fn record_if_allowed(
+    store: &Store,
+    given: Option<String>,
+    command: &str,
+    details: &Value,
+) -> anyhow::Result<()> {
+    if store.may_record_audit_reads().await? {
+        return record(store, given, command, details).await;
+    }
+    say("this database login reads only, so nothing records that you read");
+    Ok(())
 }
 
 /// A span before now, or a moment.

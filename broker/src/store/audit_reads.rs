@@ -43,4 +43,18 @@ impl Store {
         transaction.commit().await?;
         Ok(())
     }
+
+    /// May this login record readings? One of `duo_auditor` reads only.
+    ///
+    /// # Errors
+    /// Postgres is away.
+    pub async fn may_record_audit_reads(&self) -> Result<bool, StoreError> {
+        let may = sqlx::query_scalar!(
+            r#"SELECT has_table_privilege('audit_events', 'INSERT') AND has_table_privilege('audit_head', 'UPDATE')
+                      AND current_setting('transaction_read_only') = 'off' AS "may!""#
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(may)
+    }
 }

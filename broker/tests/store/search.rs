@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 
 use duo_broker::store::audit_facets::{Count, Facet};
+use parquet::file::reader::{FileReader as _, SerializedFileReader};
+use parquet::record::Field;
 use serde_json::Value;
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::*;
 
@@ -273,6 +276,33 @@ async fn a_database_with_real_requests_gets_no_generated_ones() {
     assert!(said.contains("real requests"), "{said}");
 }
 
+/// The rows of a Parquet file as lines of JSON have them.
+fn rows(file: Vec<u8>) -> Vec<Value> {
+    let reader = SerializedFileReader::new(axum::body::Bytes::from(file)).unwrap();
+    let rows = reader.get_row_iter(None).unwrap();
+    rows.map(|row| {
+        let row = row.unwrap();
+        let columns = row.get_column_iter().filter_map(|(name, field)| {
+            let value = match field {
+                Field::Null => return None,
+                Field::Str(text) if name == "details" => serde_json::from_str(text).unwrap(),
+                Field::Str(text) => Value::from(text.as_str()),
+                Field::Long(number) => Value::from(*number),
+                Field::Bool(is) => Value::from(*is),
+                Field::TimestampMicros(micros) => {
+                    let nanos = i128::from(*micros) * 1000;
+                    let moment = OffsetDateTime::from_unix_timestamp_nanos(nanos).unwrap();
+                    Value::from(moment.format(&Rfc3339).unwrap())
+                }
+                other => panic!("{name} is {other:?}"),
+            };
+            Some((name.clone(), value))
+        });
+        columns.collect::<serde_json::Map<_, _>>().into()
+    })
+    .collect()
+}
+
 #[tokio::test]
 async fn an_export_holds_what_its_manifest_says_in_every_format() {
     let database = Database::create().await;
@@ -283,19 +313,28 @@ async fn an_export_holds_what_its_manifest_says_in_every_format() {
     let all: Vec<_> = records.iter().collect();
     insert(&database.store, &all).await;
     let folder = tempfile::tempdir().unwrap();
-    let export = |more: &[&str]| {
+    let export_bytes = |more: &[&str]| {
         let path = folder.path().join(more.join("_").replace('/', "_"));
         let mut command =
             database.command(&["audit", "export", "--until", "2026-06-01T00:00:00Z", "--output"]);
         let output = command.arg(&path).args(more).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{said}");
-        let manifest: Value = serde_json::from_str(&said).unwrap();
-        let text = std::fs::read_to_string(&path).unwrap();
-        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes());
+        let manifest = std::fs::read(format!("{}.manifest", path.display())).unwrap();
+        let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &bytes);
         assert_eq!(manifest["sha256"], hex::encode(digest));
-        assert_eq!(manifest["bytes"], text.len());
-        (manifest, text)
+        assert_eq!(manifest["bytes"], bytes.len());
+        assert!(
+            said.contains(&format!("{} records", manifest["records"])),
+            "{said}"
+        );
+        (manifest, bytes)
+    };
+    let export = |more: &[&str]| {
+        let (manifest, bytes) = export_bytes(more);
+        (manifest, String::from_utf8(bytes).unwrap())
     };
     let lines = |text: &str| -> Vec<Value> {
         let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
@@ -319,6 +358,10 @@ async fn an_export_holds_what_its_manifest_says_in_every_format() {
         assert_eq!(event["request_id"], record.request_id.to_string());
         assert_eq!(event["client"].as_str(), record.who.client.as_deref());
     }
+
+    let (manifest, file) = export_bytes(&["--format", "parquet"]);
+    assert_eq!(manifest["records"], 400);
+    assert_eq!(rows(file), found);
 
     let (_, text) = export(&["--format", "csv", "--kind", "ended"]);
     let ended = records
@@ -357,5 +400,5 @@ async fn an_export_holds_what_its_manifest_says_in_every_format() {
     assert_eq!(lines(&String::from_utf8(again.stdout).unwrap()), first);
     // Each is recorded before and after.
     let reads = "SELECT count(*) FROM audit_events WHERE kind = 'read' AND route = 'audit export'";
-    assert_eq!(database.count(reads).await, 12);
+    assert_eq!(database.count(reads).await, 14);
 }

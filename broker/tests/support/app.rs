@@ -6,6 +6,7 @@ use std::time::Duration;
 use axum::Router;
 use duo_broker::admission::Admission;
 use duo_broker::api::{self, ApiState};
+use duo_broker::audit::note::SigningKeys;
 use duo_broker::audit::{AuditLog, sink};
 use duo_broker::auth::{AuthConfig, Authenticator, install_crypto};
 use duo_broker::config::QueueConfig;
@@ -38,13 +39,13 @@ pub(crate) fn token(secret: &str, role: Role) -> ApiToken {
     }
 }
 
-/// A router for these callers and this configuration.
+/// A router for these callers and this configuration, with the audit log of a store and what signs its manifests.
 pub(crate) fn app(
     nats: Nats,
     tokens: Vec<ApiToken>,
     config: ConfigSnapshot,
     fleet: Fleet,
-    store: Option<Store>,
+    store: Option<(Store, Option<Arc<SigningKeys>>)>,
 ) -> Router {
     install_crypto();
     let registry = prometheus::Registry::new();
@@ -84,7 +85,7 @@ pub(crate) fn app(
         tokens,
         issuers: Vec::new(),
     });
-    let audit_log = store.map(|store| api::audit::router(store, audit.clone()));
+    let audit_log = store.map(|(store, keys)| api::audit::router(store, audit.clone(), keys));
     let state = ApiState {
         exchange: Exchange::new(routing, admission, audit.clone(), dispatch),
         authenticator: Authenticator::new(

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use axum::body::Body;
 use axum::extract::{Extension, Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Json, Router};
 use bytes::Bytes;
 use duo_contract::failure::FailureKind;
 use futures_util::stream;
@@ -19,7 +19,8 @@ use uuid::Uuid;
 use super::query::{Pairs, Parameters};
 use super::{AuditState, Reader, away};
 use crate::api::error::{ApiError, Shape};
-use crate::audit::export::{Export, Format, Manifest};
+use crate::audit::export::{Export, Format};
+use crate::audit::manifest::{self, Manifest};
 use crate::caller::Caller;
 use crate::request::ExchangeError;
 use crate::store::audit_export::Sample;
@@ -119,7 +120,8 @@ async fn write(
     };
     let (manifest, read) = export.run(&state.store, send).await;
     drop(permit);
-    let details = manifest.details();
+    let signed = state.keys.as_ref().map(|keys| manifest.sign(keys));
+    let details = manifest.details(signed.as_deref());
     let recorded = state
         .record(Manifest::record_of(export.id), reader, EXPORT, details)
         .await;
@@ -133,6 +135,7 @@ async fn write(
     let _ = pieces.send(Err(problem)).await;
 }
 
+/// The manifest as a file, so that `audit verify` takes it as it came.
 async fn manifest(
     State(state): State<Arc<AuditState>>,
     Extension(caller): Extension<Caller>,
@@ -154,11 +157,20 @@ async fn find(state: &AuditState, reader: Reader, id: &str) -> Result<Response, 
     state.record(Uuid::now_v7(), reader, EXPORTS, details).await?;
     let details = events.iter().find_map(|event| event.details.as_deref());
     let details: Option<serde_json::Value> = details.and_then(|text| serde_json::from_str(text).ok());
-    match details.filter(|details| details["manifest"]["export"] == json!(id)) {
-        Some(details) => Ok(Json(details["manifest"].clone()).into_response()),
-        None => Err(ApiError::NotFound(
+    let Some(details) = details.filter(|details| details["manifest"]["export"] == json!(id)) else {
+        return Err(ApiError::NotFound(
             "there is no manifest of such an export, or not yet: it comes within seconds of the export's end"
                 .into(),
-        )),
-    }
+        ));
+    };
+    Ok(match details["signed"].as_str() {
+        Some(signed) => {
+            let text = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
+            (text, signed.to_owned()).into_response()
+        }
+        None => {
+            let json = [(header::CONTENT_TYPE, "application/json")];
+            (json, manifest::unsigned(&details["manifest"])).into_response()
+        }
+    })
 }

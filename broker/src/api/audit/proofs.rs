@@ -1,32 +1,37 @@
 //! Checkpoints of the audit log, and proofs that lead to them.
 
+use std::sync::Arc;
+
 use axum::Router;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Extension, Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use http::header;
+use http::{HeaderMap, header};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::away;
+use super::{AuditState, Reader, away};
 use crate::api::error::{ApiError, Shape};
 use crate::audit::prove;
-use crate::store::Store;
+use crate::caller::Caller;
+
+const CHECKPOINTS: &str = "/audit/v1/checkpoints";
+const LATEST: &str = "/audit/v1/checkpoints/latest";
+const PROOF: &str = "/audit/v1/events/{id}/proof";
+const CONSISTENCY: &str = "/audit/v1/consistency";
 
 /// Checkpoints on a page when the request names no number, and at most.
 const PAGE: u32 = 100;
 const MAX_PAGE: u32 = 1000;
 
-/// Their routes; the caller's role is checked around them.
-pub fn router(store: Store) -> Router {
+pub(super) fn router() -> Router<Arc<AuditState>> {
     Router::new()
-        .route("/audit/v1/checkpoints", get(checkpoints))
-        .route("/audit/v1/checkpoints/latest", get(latest))
-        .route("/audit/v1/events/{id}/proof", get(proof))
-        .route("/audit/v1/consistency", get(consistency))
-        .with_state(store)
+        .route(CHECKPOINTS, get(checkpoints))
+        .route(LATEST, get(latest))
+        .route(PROOF, get(proof))
+        .route(CONSISTENCY, get(consistency))
 }
 
 #[derive(Debug, Deserialize)]
@@ -53,7 +58,12 @@ struct Listed {
     note: String,
 }
 
-async fn checkpoints(State(store): State<Store>, asked: Result<Query<Pages>, QueryRejection>) -> Response {
+async fn checkpoints(
+    State(state): State<Arc<AuditState>>,
+    Extension(caller): Extension<Caller>,
+    headers: HeaderMap,
+    asked: Result<Query<Pages>, QueryRejection>,
+) -> Response {
     let answer = async {
         let Query(asked) = asked.map_err(|error| ApiError::invalid("", problem(&error)))?;
         let limit = asked.limit.unwrap_or(PAGE);
@@ -61,9 +71,8 @@ async fn checkpoints(State(store): State<Store>, asked: Result<Query<Pages>, Que
             let text = format!("a page has 1 to {MAX_PAGE} checkpoints");
             return Err(ApiError::invalid("limit", text));
         }
-        let found = store
-            .newest_checkpoints(asked.before.unwrap_or(i64::MAX), limit)
-            .await;
+        let before = asked.before.unwrap_or(i64::MAX);
+        let found = state.store.newest_checkpoints(before, limit).await;
         let found = found.map_err(away)?;
         let is_full = found.len() == limit as usize;
         let next_before = found.last().map(|(id, _)| *id).filter(|_| is_full);
@@ -74,18 +83,37 @@ async fn checkpoints(State(store): State<Store>, asked: Result<Query<Pages>, Que
             signed_at: checkpoint.at,
             note: checkpoint.note,
         });
+        let checkpoints: Vec<_> = listed.collect();
+        let details = serde_json::json!({
+            "read": "checkpoints",
+            "limit": limit,
+            "before": asked.before,
+            "rows": checkpoints.len(),
+        });
+        let reader = Reader::of(&caller, &headers);
+        state.record(Uuid::now_v7(), reader, CHECKPOINTS, details).await?;
         Ok(Page {
-            checkpoints: listed.collect(),
+            checkpoints,
             next_before,
         })
     };
     json(answer.await)
 }
 
-/// The newest checkpoint as it was signed.
-async fn latest(State(store): State<Store>) -> Response {
-    let answer = store.last_checkpoint().await.map_err(away);
-    match answer.and_then(|found| found.ok_or_else(|| none("there is no checkpoint yet"))) {
+/// The newest checkpoint as it was signed. Monitors ask for it all the time, and it says nothing about anybody.
+async fn latest(
+    State(state): State<Arc<AuditState>>,
+    Extension(caller): Extension<Caller>,
+    headers: HeaderMap,
+) -> Response {
+    let answer = async {
+        let found = state.store.last_checkpoint().await.map_err(away)?;
+        let details = serde_json::json!({"read": "checkpoint"});
+        let reader = Reader::of(&caller, &headers);
+        state.record_polling(reader, LATEST, details).await?;
+        found.ok_or_else(|| none("there is no checkpoint yet"))
+    };
+    match answer.await {
         Ok(checkpoint) => {
             let text = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
             (text, checkpoint.note).into_response()
@@ -94,11 +122,20 @@ async fn latest(State(store): State<Store>) -> Response {
     }
 }
 
-async fn proof(State(store): State<Store>, Path(id): Path<String>) -> Response {
+async fn proof(
+    State(state): State<Arc<AuditState>>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Response {
     let answer = async {
         let id = Uuid::try_parse(&id)
             .map_err(|_| ApiError::invalid("id", "has to be a UUID, as records have it"))?;
-        let proofs = prove::records(&store, id).await.map_err(away)?;
+        let proofs = prove::records(&state.store, id).await.map_err(away)?;
+        let rows = proofs.as_ref().map_or(0, |found| found.proofs.len());
+        let details = serde_json::json!({"read": "proof", "request_id": id, "rows": rows});
+        let reader = Reader::of(&caller, &headers);
+        state.record(Uuid::now_v7(), reader, PROOF, details).await?;
         proofs.ok_or_else(|| none("there is no audit record about this id"))
     };
     json(answer.await)
@@ -111,16 +148,26 @@ struct Sizes {
     new: u64,
 }
 
-async fn consistency(State(store): State<Store>, asked: Result<Query<Sizes>, QueryRejection>) -> Response {
+async fn consistency(
+    State(state): State<Arc<AuditState>>,
+    Extension(caller): Extension<Caller>,
+    headers: HeaderMap,
+    asked: Result<Query<Sizes>, QueryRejection>,
+) -> Response {
     let answer = async {
         let Query(asked) = asked.map_err(|error| ApiError::invalid("", problem(&error)))?;
         if asked.old == 0 || asked.old > asked.new {
             return Err(ApiError::invalid("old", "has to be at least 1 and at most new"));
         }
-        if asked.new > store.last_checkpoint_size().await.map_err(away)? {
+        if asked.new > state.store.last_checkpoint_size().await.map_err(away)? {
             return Err(ApiError::invalid("new", "is more than any checkpoint has"));
         }
-        prove::growth(&store, asked.old, asked.new).await.map_err(away)
+        let growth = prove::growth(&state.store, asked.old, asked.new).await;
+        let growth = growth.map_err(away)?;
+        let details = serde_json::json!({"read": "consistency", "old": asked.old, "new": asked.new});
+        let reader = Reader::of(&caller, &headers);
+        state.record(Uuid::now_v7(), reader, CONSISTENCY, details).await?;
+        Ok(growth)
     };
     json(answer.await)
 }

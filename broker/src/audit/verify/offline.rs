@@ -61,14 +61,14 @@ pub fn verify_export(
     let mut tiles = Vec::new();
     let mut expected = from;
     // A tree can be made of the records from the first one on, as long as none is missing.
-    let mut is_whole = from == 0;
+    let mut is_whole = from == 0 && !options.is_selection;
     for (seq, leaf) in records {
         report.records += 1;
         if seq < expected {
             report.add(Problem::Twice { seq });
             continue;
         }
-        if expected < seq {
+        if expected < seq && !options.is_selection {
             let (from, to) = (expected, seq - 1);
             report.add(Problem::Missing { from, to });
             is_whole = false;
@@ -89,7 +89,7 @@ pub fn verify_export(
             }
         }
     }
-    if from == 0 && options.to.is_none() {
+    if from == 0 && options.to.is_none() && !options.is_selection {
         for checkpoint in file {
             let (place, signed, there) = (Place::File, checkpoint.size, expected);
             report.add(Problem::Shrunk { place, signed, there });
