@@ -14,6 +14,7 @@ pub mod audit_generate;
 pub mod audit_holds;
 pub mod audit_keys;
 pub mod audit_late_ends;
+mod audit_matching;
 pub mod audit_open;
 pub mod audit_reads;
 pub mod audit_rejects;
@@ -283,7 +284,8 @@ impl Store {
                      UNION ALL
                      SELECT what, 'audit_head' FROM unnest(ARRAY['SELECT', 'UPDATE']) AS what
                      UNION ALL
-                     SELECT 'SELECT', of FROM unnest(ARRAY['documentation_versions', 'documentation_sections']) AS of
+                     SELECT 'SELECT', of FROM unnest(ARRAY['documentation_versions', 'documentation_sections',
+                                                 'audit_day_counts']) AS of
                      UNION ALL
                      SELECT what, of
                      FROM unnest(ARRAY['SELECT', 'INSERT']) AS what,

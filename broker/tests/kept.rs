@@ -370,6 +370,24 @@ async fn a_legal_hold_keeps_what_it_covers_until_it_is_lifted() {
 }
 
 #[tokio::test]
+async fn partitions_are_found_whatever_way_postgres_takes_through_its_catalogs() {
+    let database = Database::create().await;
+    insert(&database, &ended(id_on(date!(2026 - 01 - 01)), None)).await;
+    let mut connection = database.pool.acquire().await.unwrap();
+    // What it takes by itself once it has statistics of them.
+    sqlx::query("SET enable_nestloop = off")
+        .execute(&mut *connection)
+        .await
+        .unwrap();
+    let days = "SELECT day FROM audit_partition_days('audit_events') AS day WHERE day < '2026-02-01'";
+    let days: Vec<Date> = sqlx::query_scalar(days)
+        .fetch_all(&mut *connection)
+        .await
+        .unwrap();
+    assert_eq!(days, [date!(2026 - 01 - 01)]);
+}
+
+#[tokio::test]
 async fn what_is_over_is_dropped_whole_and_what_it_was_can_be_proved() {
     let database = Database::create().await;
     let store = &database.store;
@@ -427,6 +445,12 @@ async fn what_is_over_is_dropped_whole_and_what_it_was_can_be_proved() {
     assert_eq!(
         database
             .count("SELECT count(*) FROM audit_counts WHERE day = '2026-01-01'")
+            .await,
+        0
+    );
+    assert_eq!(
+        database
+            .count("SELECT count(*) FROM audit_day_counts WHERE day = '2026-01-01'")
             .await,
         0
     );

@@ -50,6 +50,8 @@ BEGIN
             WHEN relation.relname = 'audit_head' THEN 'SELECT, UPDATE'
             -- counts of records, which prove nothing
             WHEN relation.relname IN ('audit_counts', 'audit_days') THEN 'SELECT, INSERT, UPDATE'
+            -- kept by a trigger of the owner
+            WHEN relation.relname = 'audit_day_counts' THEN 'SELECT'
             -- keys are destroyed, holds lifted, places moved on
             WHEN relation.relname IN ('audit_keys', 'audit_holds', 'audit_forwards') THEN 'SELECT, INSERT, UPDATE'
             WHEN relation.relname = 'change_records' OR relation.relname LIKE 'audit\_%' THEN 'SELECT, INSERT'
@@ -66,7 +68,7 @@ BEGIN
         SELECT oid::regprocedure AS name, proname FROM pg_proc
         WHERE pronamespace = current_schema()::regnamespace
           AND proname IN ('create_audit_partition', 'create_audit_body_partition', 'lock_audit_partition',
-                          'drop_audit_partition', 'create_job_partitions', 'drop_job_partitions')
+                          'drop_audit_partition', 'count_audit_days', 'create_job_partitions', 'drop_job_partitions')
     LOOP
         EXECUTE format('ALTER FUNCTION %s OWNER TO duo_owner', routine.name);
         EXECUTE format('ALTER FUNCTION %s SECURITY DEFINER SET search_path FROM CURRENT', routine.name);

@@ -5,6 +5,7 @@
 //! `tests/bench/run` starts all of it. It shares the machine with what it measures, so it is written to cost little.
 
 pub mod audit;
+pub mod audit_log;
 pub mod check;
 pub mod cpu;
 mod hop;
@@ -58,6 +59,8 @@ pub enum Scenario {
     Models,
     /// Cost of the audit log, and how fast its writer is
     Audit,
+    /// The audit log with many records: pages, counts, export, verification, new records, a day that is dropped
+    AuditLog,
     /// How fast jobs are accepted, and how many a second come to their end
     Jobs,
     /// Minutes of mixed load: memory, descriptors and threads that grow
@@ -121,6 +124,27 @@ pub struct Options {
     /// Requests a second in the soak scenario
     #[arg(long, value_name = "N", default_value_t = 300.0)]
     pub rate: f64,
+    /// Records in the audit-log scenario
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1000..=1_000_000_000))]
+    pub records: u64,
+    /// They are there already, made today by `duo-broker audit generate` with these --records, --days and --users
+    #[arg(long)]
+    pub made: bool,
+    /// Days over which they occurred
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=390))]
+    pub days: u16,
+    /// People that they are of
+    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub users: u64,
+    /// API token with the auditor role for the audit-log scenario
+    #[arg(long, value_name = "TOKEN", env = "DUO_AUDITOR_TOKEN", hide_env_values = true)]
+    pub auditor_token: Option<String>,
+    /// The broker's database for the same
+    #[arg(long, value_name = "URL", env = "DUO_DATABASE_URL", hide_env_values = true)]
+    pub database: Option<String>,
+    /// The broker's NATS for the same
+    #[arg(long, value_name = "URL", env = "DUO_NATS_URL")]
+    pub nats: Option<String>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented where it is defined")]
     pub programs: Programs,
@@ -200,6 +224,9 @@ pub fn run(options: &Options, progress: impl Fn(&str)) -> anyhow::Result<Report>
     let audit = (options.scenario == Scenario::Audit)
         .then(|| audit::measure(options, &servers, &runtime, &progress))
         .transpose()?;
+    let audit_log = (options.scenario == Scenario::AuditLog)
+        .then(|| audit_log::measure(options, &servers, &runtime, &progress))
+        .transpose()?;
     let mut jobs = Vec::new();
     if options.scenario == Scenario::Jobs {
         jobs = jobs::measure(options, &servers, &runtime, &progress)?;
@@ -224,6 +251,7 @@ pub fn run(options: &Options, progress: impl Fn(&str)) -> anyhow::Result<Report>
         prompts,
         scale,
         audit,
+        audit_log,
         jobs,
         soak,
         streams,

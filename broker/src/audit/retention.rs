@@ -3,7 +3,7 @@
 //! Every broker looks; one at a time works. A partition that somebody reads just now, or that a legal hold covers, is
 //! tried again later.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use duo_process::clock;
 use duo_process::metrics::register;
@@ -124,9 +124,11 @@ pub async fn look(store: &Store, today: Date, events_days: u16) -> Result<Look, 
             if number >= AT_ONCE {
                 continue;
             }
+            let began = Instant::now();
             match store.drop_partition(of, day).await {
                 Ok(Dropped::Gone) => {
-                    tracing::info!(?of, %day, "dropped a partition of the audit log");
+                    let seconds = began.elapsed().as_secs_f64();
+                    tracing::info!(?of, %day, seconds, "dropped a partition of the audit log");
                     look.dropped += 1;
                     look.due -= 1;
                 }

@@ -147,7 +147,7 @@ impl Store {
 }
 
 /// Keeps every other writer of records waiting until this transaction ends.
-async fn lock_head(connection: &mut PgConnection) -> Result<(), StoreError> {
+pub(super) async fn lock_head(connection: &mut PgConnection) -> Result<(), StoreError> {
     sqlx::query!("SELECT size FROM audit_head FOR UPDATE")
         .fetch_one(connection)
         .await?;

@@ -1,11 +1,11 @@
 //! Audit records for an export: all that a filter lets through, in the order of their numbers, as of one moment.
 
-use duo_contract::audit::{AuditKind, Outcome};
 use futures_util::TryStreamExt as _;
 use sqlx::PgConnection;
 use tokio::sync::mpsc;
 
 use super::audit_events::Event;
+use super::audit_matching::matching;
 use super::audit_search::{Filter, days, stretch};
 use super::{Store, StoreError};
 
@@ -44,49 +44,19 @@ impl Store {
         let Some(stretch) = stretch(&days, filter.since, filter.until, days.len()) else {
             return Ok(());
         };
-        let mut events = sqlx::query_as!(
-            Event,
+        let mut events = matching!(
+            query_as!(Event),
+            filter,
+            stretch,
+            filter.since,
+            filter.until,
             "SELECT request_id, kind, occurred_at, recorded_at, broker, auth, instance_id, user_id, token_id, client,
                     address, route, feature, lane, model, prompt_id, prompt_version, config_revision, stream,
                     body_bytes, correlation_id, trace_id, job_id, details, outcome, reason, worker, attempts,
                     queue_wait_us, first_byte_us, duration_us, input_tokens, output_tokens, seq, prompt_sha256,
-                    answer_sha256
-             FROM audit_events
-             WHERE day = ANY($1)
-               AND ($2::timestamptz IS NULL OR occurred_at >= $2)
-               AND ($3::timestamptz IS NULL OR occurred_at < $3)
-               AND ($4::text IS NULL OR hashtextextended(COALESCE(user_id, token_id), 0) = hashtextextended($4, 0)
-                    AND COALESCE(user_id, token_id) = $4)
-               AND ($5::text IS NULL OR feature = $5)
-               AND ($6::text IS NULL OR model = $6)
-               AND ($7::text IS NULL OR instance_id = $7)
-               AND ($8::text IS NULL OR client = $8)
-               AND ($9::text IS NULL OR outcome = $9)
-               AND ($10::text IS NULL OR reason = $10)
-               AND ($11::uuid IS NULL OR request_id = $11)
-               AND ($12::uuid IS NULL OR job_id = $12)
-               AND ($13::text IS NULL OR correlation_id = $13)
-               AND ($14::text IS NULL OR trace_id = $14)
-               AND ($15::text IS NULL OR kind = $15)
-               AND ($16::text IS NULL OR strpos(lower(concat_ws(E'\\x1f', route, feature, model, prompt_id, user_id,
-                    token_id, client, address, worker, reason, correlation_id, details)), lower($16)) > 0)
-             ORDER BY seq",
-            &stretch.days,
-            filter.since,
-            filter.until,
-            filter.user.as_deref(),
-            filter.feature.as_deref(),
-            filter.model.as_deref(),
-            filter.instance.as_deref(),
-            filter.client.as_deref(),
-            filter.outcome.map(Outcome::as_str),
-            filter.reason.as_deref(),
-            filter.request_id,
-            filter.job_id,
-            filter.correlation_id.as_deref(),
-            filter.trace_id.as_deref(),
-            filter.kind.map(AuditKind::as_str),
-            filter.q.as_deref(),
+                    answer_sha256",
+            "AND",
+            "ORDER BY seq"
         )
         .fetch(&mut *transaction);
         let mut batch = Vec::with_capacity(BATCH);
@@ -112,52 +82,21 @@ impl Store {
         let Some(stretch) = stretch(&days, filter.since, filter.until, days.len()) else {
             return Ok(Vec::new());
         };
-        let mut events = sqlx::query_as!(
-            Event,
+        let mut events = matching!(
+            query_as!(Event),
+            filter,
+            stretch,
+            filter.since,
+            filter.until,
             "SELECT request_id, kind, occurred_at, recorded_at, broker, auth, instance_id, user_id, token_id, client,
                     address, route, feature, lane, model, prompt_id, prompt_version, config_revision, stream,
                     body_bytes, correlation_id, trace_id, job_id, details, outcome, reason, worker, attempts,
                     queue_wait_us, first_byte_us, duration_us, input_tokens, output_tokens, seq, prompt_sha256,
-                    answer_sha256
-             FROM audit_events
-             WHERE day = ANY($1)
-               AND ($2::timestamptz IS NULL OR occurred_at >= $2)
-               AND ($3::timestamptz IS NULL OR occurred_at < $3)
-               AND ($4::text IS NULL OR hashtextextended(COALESCE(user_id, token_id), 0) = hashtextextended($4, 0)
-                    AND COALESCE(user_id, token_id) = $4)
-               AND ($5::text IS NULL OR feature = $5)
-               AND ($6::text IS NULL OR model = $6)
-               AND ($7::text IS NULL OR instance_id = $7)
-               AND ($8::text IS NULL OR client = $8)
-               AND ($9::text IS NULL OR outcome = $9)
-               AND ($10::text IS NULL OR reason = $10)
-               AND ($11::uuid IS NULL OR request_id = $11)
-               AND ($12::uuid IS NULL OR job_id = $12)
-               AND ($13::text IS NULL OR correlation_id = $13)
-               AND ($14::text IS NULL OR trace_id = $14)
-               AND ($15::text IS NULL OR kind = $15)
-               AND ($16::text IS NULL OR strpos(lower(concat_ws(E'\\x1f', route, feature, model, prompt_id, user_id,
-                    token_id, client, address, worker, reason, correlation_id, details)), lower($16)) > 0)
-             ORDER BY md5(concat_ws('/', $17::text, request_id, kind))
-             LIMIT $18",
-            &stretch.days,
-            filter.since,
-            filter.until,
-            filter.user.as_deref(),
-            filter.feature.as_deref(),
-            filter.model.as_deref(),
-            filter.instance.as_deref(),
-            filter.client.as_deref(),
-            filter.outcome.map(Outcome::as_str),
-            filter.reason.as_deref(),
-            filter.request_id,
-            filter.job_id,
-            filter.correlation_id.as_deref(),
-            filter.trace_id.as_deref(),
-            filter.kind.map(AuditKind::as_str),
-            filter.q.as_deref(),
+                    answer_sha256",
+            "AND",
+            "ORDER BY md5(concat_ws('/', $19::text, request_id, kind)) LIMIT $20",
             sample.seed.as_str(),
-            i64::from(sample.records),
+            i64::from(sample.records)
         )
         .fetch_all(&mut *transaction)
         .await?;
@@ -171,11 +110,11 @@ async fn prepare(connection: &mut PgConnection) -> Result<(), StoreError> {
     sqlx::query!("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         .execute(&mut *connection)
         .await?;
-    sqlx::query!("SET LOCAL plan_cache_mode = 'force_custom_plan'")
-        .execute(&mut *connection)
-        .await?;
-    sqlx::query!("SET LOCAL statement_timeout = '1h'")
-        .execute(connection)
-        .await?;
+    sqlx::query_scalar!(
+        "SELECT concat(set_config('plan_cache_mode', 'force_custom_plan', true), set_config('jit', 'off', true),
+                       set_config('statement_timeout', '1h', true))"
+    )
+    .fetch_one(connection)
+    .await?;
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! How many audit records there are of each sort: kept by the hour, written with the records (`audit_counts`).
+//! How many audit records there are of each sort: kept by the hour, written with the records (`audit_counts`), and from
+//! there by the day (`audit_day_counts`).
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -6,9 +7,10 @@ use std::time::{Duration, Instant};
 use duo_contract::audit::{AuditKind, AuditRecord, Outcome};
 use serde::Serialize;
 use sqlx::PgConnection;
-use time::{Date, OffsetDateTime};
+use time::{Date, OffsetDateTime, Time};
 
 use super::audit_events::{day_of, moment};
+use super::audit_matching::matching;
 use super::audit_search::{self, Day, Filter, stretch};
 use super::{Store, StoreError};
 
@@ -204,8 +206,21 @@ fn hour_from(moment: OffsetDateTime) -> OffsetDateTime {
     hour.saturating_add(time::Duration::HOUR)
 }
 
+/// The first day that begins at this moment, which is of UTC, or after it.
+fn day_from(moment: OffsetDateTime) -> Date {
+    let day = moment.date();
+    if begin(day) == moment {
+        return day;
+    }
+    day.next_day().unwrap_or(day)
+}
+
+fn begin(day: Date) -> OffsetDateTime {
+    OffsetDateTime::new_utc(day, Time::MIDNIGHT)
+}
+
 impl Store {
-    /// Counts the records that a filter lets through, by each of `by`. What the hourly counts cannot tell is counted
+    /// Counts the records that a filter lets through, by each of `by`. What the counts cannot tell is counted
     /// record by record, newest first, for five seconds at most.
     ///
     /// # Errors
@@ -224,7 +239,7 @@ impl Store {
             sorts: Vec::new(),
         };
         let counted_to = if filter.is_of_sorts() {
-            counting.hours_and_edges(&mut transaction).await?;
+            counting.counts_and_edges(&mut transaction).await?;
             None
         } else {
             counting.downward(&mut transaction).await?
@@ -243,8 +258,8 @@ struct Counting<'a> {
 }
 
 impl Counting<'_> {
-    /// Whole hours from the counts, what is left of an hour at both ends from the records.
-    async fn hours_and_edges(&mut self, connection: &mut PgConnection) -> Result<(), StoreError> {
+    /// Whole days and hours from the counts, what is left of an hour at both ends from the records.
+    async fn counts_and_edges(&mut self, connection: &mut PgConnection) -> Result<(), StoreError> {
         let Filter { since, until, .. } = *self.filter;
         let (first, last) = (since.map(hour_from), until.map(hour_of));
         if let (Some(first), Some(last)) = (first, last)
@@ -252,13 +267,72 @@ impl Counting<'_> {
         {
             return self.records(connection, since, until).await;
         }
-        self.hours(connection, first, last).await?;
+        self.whole_hours(connection, first, last).await?;
         if since != first {
             self.records(connection, since, first).await?;
         }
         if until != last {
             self.records(connection, last, until).await?;
         }
+        Ok(())
+    }
+
+    async fn whole_hours(
+        &mut self,
+        connection: &mut PgConnection,
+        since: Option<OffsetDateTime>,
+        until: Option<OffsetDateTime>,
+    ) -> Result<(), StoreError> {
+        let (first, last) = (since.map(day_from), until.map(OffsetDateTime::date));
+        if let (Some(first), Some(last)) = (first, last)
+            && first >= last
+        {
+            return self.hours(connection, since, until).await;
+        }
+        self.whole_days(connection, first, last).await?;
+        let (from, to) = (first.map(begin), last.map(begin));
+        if since != from {
+            self.hours(connection, since, from).await?;
+        }
+        if until != to {
+            self.hours(connection, to, until).await?;
+        }
+        Ok(())
+    }
+
+    async fn whole_days(
+        &mut self,
+        connection: &mut PgConnection,
+        since: Option<Date>,
+        until: Option<Date>,
+    ) -> Result<(), StoreError> {
+        let filter = self.filter;
+        let sorts = sqlx::query_as!(
+            Sort,
+            r#"SELECT kind AS "kind!", outcome AS "outcome!", reason AS "reason!", feature AS "feature!",
+                      model AS "model!", instance_id AS "instance_id!", sum(records)::bigint AS "records!"
+               FROM audit_day_counts
+               WHERE ($1::date IS NULL OR occurred_on >= $1)
+                 AND ($2::date IS NULL OR occurred_on < $2)
+                 AND ($3::text IS NULL OR feature = $3)
+                 AND ($4::text IS NULL OR model = $4)
+                 AND ($5::text IS NULL OR instance_id = $5)
+                 AND ($6::text IS NULL OR outcome = $6)
+                 AND ($7::text IS NULL OR reason = $7)
+                 AND ($8::text IS NULL OR kind = $8)
+               GROUP BY kind, outcome, reason, feature, model, instance_id"#,
+            since,
+            until,
+            filter.feature.as_deref(),
+            filter.model.as_deref(),
+            filter.instance.as_deref(),
+            filter.outcome.map(Outcome::as_str),
+            filter.reason.as_deref(),
+            filter.kind.map(AuditKind::as_str),
+        )
+        .fetch_all(connection)
+        .await?;
+        self.sorts.extend(sorts);
         Ok(())
     }
 
@@ -339,47 +413,17 @@ impl Counting<'_> {
         let Some(stretch) = stretch(self.days, since, until, self.days.len()) else {
             return Ok(());
         };
-        let sorts = sqlx::query_as!(
-            Sort,
-            r#"SELECT kind AS "kind!", COALESCE(outcome, '') AS "outcome!", COALESCE(reason, '') AS "reason!",
-                      COALESCE(feature, '') AS "feature!", COALESCE(model, '') AS "model!",
-                      COALESCE(instance_id, '') AS "instance_id!", count(*) AS "records!"
-               FROM audit_events
-               WHERE day = ANY($1)
-                 AND ($2::timestamptz IS NULL OR occurred_at >= $2)
-                 AND ($3::timestamptz IS NULL OR occurred_at < $3)
-                 AND ($4::text IS NULL OR hashtextextended(COALESCE(user_id, token_id), 0) = hashtextextended($4, 0)
-                      AND COALESCE(user_id, token_id) = $4)
-                 AND ($5::text IS NULL OR feature = $5)
-                 AND ($6::text IS NULL OR model = $6)
-                 AND ($7::text IS NULL OR instance_id = $7)
-                 AND ($8::text IS NULL OR client = $8)
-                 AND ($9::text IS NULL OR outcome = $9)
-                 AND ($10::text IS NULL OR reason = $10)
-                 AND ($11::uuid IS NULL OR request_id = $11)
-                 AND ($12::uuid IS NULL OR job_id = $12)
-                 AND ($13::text IS NULL OR correlation_id = $13)
-                 AND ($14::text IS NULL OR trace_id = $14)
-                 AND ($15::text IS NULL OR kind = $15)
-                 AND ($16::text IS NULL OR strpos(lower(concat_ws(E'\\x1f', route, feature, model, prompt_id, user_id,
-                      token_id, client, address, worker, reason, correlation_id, details)), lower($16)) > 0)
-               GROUP BY 1, 2, 3, 4, 5, 6"#,
-            &stretch.days,
+        let sorts = matching!(
+            query_as!(Sort),
+            filter,
+            stretch,
             since,
             until,
-            filter.user.as_deref(),
-            filter.feature.as_deref(),
-            filter.model.as_deref(),
-            filter.instance.as_deref(),
-            filter.client.as_deref(),
-            filter.outcome.map(Outcome::as_str),
-            filter.reason.as_deref(),
-            filter.request_id,
-            filter.job_id,
-            filter.correlation_id.as_deref(),
-            filter.trace_id.as_deref(),
-            filter.kind.map(AuditKind::as_str),
-            filter.q.as_deref(),
+            r#"SELECT kind AS "kind!", COALESCE(outcome, '') AS "outcome!", COALESCE(reason, '') AS "reason!",
+                      COALESCE(feature, '') AS "feature!", COALESCE(model, '') AS "model!",
+                      COALESCE(instance_id, '') AS "instance_id!", count(*) AS "records!""#,
+            "AND",
+            "GROUP BY 1, 2, 3, 4, 5, 6"
         )
         .fetch_all(connection)
         .await?;
@@ -423,6 +467,14 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
+
+    #[test]
+    fn days_begin_where_utc_has_them() {
+        let midnight = datetime!(2026-03-01 00:00 UTC);
+        assert_eq!(day_from(midnight), midnight.date());
+        assert_eq!(day_from(datetime!(2026-02-28 01:00 UTC)), midnight.date());
+        assert_eq!(begin(midnight.date()), midnight);
+    }
 
     #[test]
     fn hours_begin_where_utc_has_them() {

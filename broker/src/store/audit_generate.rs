@@ -2,7 +2,7 @@
 
 use time::{Date, OffsetDateTime};
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, audit_events};
 
 /// What to make.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +38,9 @@ impl Store {
     /// # Errors
     /// Postgres is away or refuses.
     pub async fn generate_audit_records(&self, plan: Plan, from: i64, to: i64) -> Result<u64, StoreError> {
+        let mut transaction = self.pool.begin().await?;
+        // In the order of all writers: whoever drops a partition locks the head first too.
+        audit_events::lock_head(&mut transaction).await?;
         sqlx::query_file!(
             "src/store/audit_generate.sql",
             from,
@@ -47,8 +50,9 @@ impl Store {
             plan.step_us,
             plan.users,
         )
-        .execute(&self.pool)
+        .execute(&mut *transaction)
         .await?;
+        transaction.commit().await?;
         Ok(2 * u64::try_from(to - from).unwrap_or(0))
     }
 

@@ -190,14 +190,7 @@ struct Leaving {
 /// Count, numbers and root of a day's records, and all numbers that are gone with them; nothing where the tree lacks some.
 /// Their leaves are read from the tree, which verification holds against checkpoints.
 async fn events(connection: &mut PgConnection, day: Date) -> Result<Option<Leaving>, StoreError> {
-    let facts = sqlx::query!(
-        r#"SELECT count(*) AS "count!", count(seq) AS "numbered!", min(seq) AS first, max(seq) AS last
-           FROM audit_events WHERE day = $1"#,
-        day
-    )
-    .fetch_one(&mut *connection)
-    .await?;
-    let numbers = numbers(connection, day).await?;
+    let Numbered { numbers, unnumbered } = numbered(connection, day).await?;
     if let Some(last) = numbers.last()
         && last.end > audit_tree::tiles_end(connection).await?
     {
@@ -205,11 +198,12 @@ async fn events(connection: &mut PgConnection, day: Date) -> Result<Option<Leavi
     }
     let mut dropped = dropped(connection).await?.unwrap_or_default().numbers;
     dropped.extend(numbers.iter().cloned());
+    let records: u64 = numbers.iter().map(|range| range.end - range.start).sum();
     let before = json!({
-        "records": facts.count,
-        "unnumbered": facts.count - facts.numbered,
-        "first_seq": facts.first,
-        "last_seq": facts.last,
+        "records": records + unnumbered,
+        "unnumbered": unnumbered,
+        "first_seq": numbers.first().map(|first| first.start),
+        "last_seq": numbers.last().map(|last| last.end - 1),
         "root_sha256": hex::encode(root(connection, &numbers).await?),
     });
     let dropped = joined(dropped);
@@ -224,24 +218,40 @@ async fn events(connection: &mut PgConnection, day: Date) -> Result<Option<Leavi
     }))
 }
 
-/// The numbers of a day's records, in order.
-async fn numbers(connection: &mut PgConnection, day: Date) -> Result<Vec<Range<u64>>, StoreError> {
+/// A day's records.
+struct Numbered {
+    /// The numbers that they have, in order.
+    numbers: Vec<Range<u64>>,
+    /// How many have none.
+    unnumbered: u64,
+}
+
+/// Looks at a day's records once, however many there are.
+async fn numbered(connection: &mut PgConnection, day: Date) -> Result<Numbered, StoreError> {
     let rows = sqlx::query!(
-        r#"SELECT min(seq) AS "first!", max(seq) AS "last!"
+        r#"SELECT min(seq) AS first, max(seq) AS last, count(*) AS "records!"
            FROM (SELECT seq, seq - row_number() OVER (ORDER BY seq) AS island
-                 FROM audit_events WHERE day = $1 AND seq IS NOT NULL) AS numbered
+                 FROM audit_events WHERE day = $1) AS numbered
            GROUP BY island ORDER BY 1"#,
         day
     )
     .fetch_all(connection)
     .await?;
     let what = "seq of an audit record";
-    rows.into_iter()
-        .map(|row| {
-            let (first, last): (u64, u64) = (unsigned(what, row.first)?, unsigned(what, row.last)?);
-            Ok(first..last.saturating_add(1))
-        })
-        .collect()
+    let mut found = Numbered {
+        numbers: Vec::new(),
+        unnumbered: 0,
+    };
+    for row in rows {
+        match (row.first, row.last) {
+            (Some(first), Some(last)) => {
+                let (first, last): (u64, u64) = (unsigned(what, first)?, unsigned(what, last)?);
+                found.numbers.push(first..last.saturating_add(1));
+            }
+            _ => found.unnumbered = unsigned("count of audit records", row.records)?,
+        }
+    }
+    Ok(found)
 }
 
 /// Ranges in order, those that touch as one.

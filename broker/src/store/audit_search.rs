@@ -15,6 +15,7 @@ use time::{Date, OffsetDateTime};
 use uuid::Uuid;
 
 use super::audit_events::{Event, day_of};
+use super::audit_matching::matching;
 use super::{Store, StoreError};
 
 /// Most events on one page.
@@ -23,7 +24,11 @@ pub const MAX_PAGE: u32 = 1000;
 const BUDGET: Duration = Duration::from_secs(2);
 /// Records that a search looks at in its first step; each step is larger than the one before.
 const FIRST_STEP: i64 = 250;
+/// The same where an index finds the records of somebody.
+const FIRST_STEP_OF_A_USER: i64 = 4000;
 const LARGEST_STEP: i64 = 64_000;
+/// How much longer the next stretch is at most.
+const FASTER: usize = 8;
 /// Hours of which it is looked at once whether anything of a sort occurred.
 const HOURS: i64 = 64;
 const HOUR: time::Duration = time::Duration::HOUR;
@@ -206,6 +211,26 @@ pub(super) struct Stretch {
     pub(super) is_last: bool,
 }
 
+impl Stretch {
+    /// The first of its partitions.
+    pub(super) fn first(&self) -> Option<Date> {
+        self.days.iter().min().copied()
+    }
+
+    /// The last.
+    pub(super) fn last(&self) -> Option<Date> {
+        self.days.iter().max().copied()
+    }
+
+    /// Its partitions, where those from the first to the last are more. PostgreSQL plans a query of a span faster, since it
+    /// compares each partition with each day of a list.
+    pub(super) fn only(&self) -> Option<&[Date]> {
+        let (first, last) = (self.first()?, self.last()?);
+        let span = usize::try_from((last - first).whole_days()).ok()?;
+        (span >= self.days.len()).then_some(&self.days[..])
+    }
+}
+
 /// The stretch below `until`, of `most` partitions, or of none when nothing is left.
 pub(super) fn stretch(
     days: &[Day],
@@ -246,14 +271,59 @@ pub(super) async fn days(connection: &mut PgConnection) -> Result<Vec<Day>, Stor
 
 /// Has each statement of the transaction planned for its own values, and ended when it takes too long.
 pub(super) async fn prepare(connection: &mut PgConnection) -> Result<(), StoreError> {
-    // A plan that suits all filters would scan everything.
-    sqlx::query!("SET LOCAL plan_cache_mode = 'force_custom_plan'")
-        .execute(&mut *connection)
-        .await?;
-    sqlx::query!("SET LOCAL statement_timeout = '15s'")
-        .execute(connection)
-        .await?;
+    // A plan that suits all filters would scan everything. Compiling one for many partitions takes longer than doing it, and
+    // no constraint of theirs rules out what is asked for.
+    sqlx::query_scalar!(
+        "SELECT concat(set_config('plan_cache_mode', 'force_custom_plan', true), set_config('jit', 'off', true),
+                       set_config('constraint_exclusion', 'off', true), set_config('statement_timeout', '15s', true))"
+    )
+    .fetch_one(connection)
+    .await?;
     Ok(())
+}
+
+/// The event of a row that has more columns.
+macro_rules! event {
+    ($row:ident) => {
+        Event {
+            request_id: $row.request_id,
+            kind: $row.kind,
+            occurred_at: $row.occurred_at,
+            recorded_at: $row.recorded_at,
+            broker: $row.broker,
+            auth: $row.auth,
+            instance_id: $row.instance_id,
+            user_id: $row.user_id,
+            token_id: $row.token_id,
+            client: $row.client,
+            address: $row.address,
+            route: $row.route,
+            feature: $row.feature,
+            lane: $row.lane,
+            model: $row.model,
+            prompt_id: $row.prompt_id,
+            prompt_version: $row.prompt_version,
+            config_revision: $row.config_revision,
+            stream: $row.stream,
+            body_bytes: $row.body_bytes,
+            correlation_id: $row.correlation_id,
+            trace_id: $row.trace_id,
+            job_id: $row.job_id,
+            details: $row.details,
+            outcome: $row.outcome,
+            reason: $row.reason,
+            worker: $row.worker,
+            attempts: $row.attempts,
+            queue_wait_us: $row.queue_wait_us,
+            first_byte_us: $row.first_byte_us,
+            duration_us: $row.duration_us,
+            input_tokens: $row.input_tokens,
+            output_tokens: $row.output_tokens,
+            seq: $row.seq,
+            prompt_sha256: $row.prompt_sha256,
+            answer_sha256: $row.answer_sha256,
+        }
+    };
 }
 
 /// A search under way.
@@ -292,7 +362,10 @@ impl Store {
             events: Vec::new(),
             cursor: after.cloned(),
             until: filter.until,
-            step: FIRST_STEP,
+            step: match filter.user {
+                Some(_) => FIRST_STEP_OF_A_USER,
+                None => FIRST_STEP,
+            },
             time_is_up: Instant::now() + BUDGET,
         };
         let is_whole = search.run(&mut transaction).await?;
@@ -348,6 +421,7 @@ impl Search<'_> {
         } else {
             1
         };
+        let mut opened = 0;
         loop {
             let mut since = self.filter.since;
             let mut is_last_hour = true;
@@ -377,8 +451,19 @@ impl Search<'_> {
                 return Ok(false);
             }
             self.until = Some(stretch.from);
-            most = most.saturating_mul(2);
+            opened += stretch.days.len();
+            most = self.next(most, opened);
         }
+    }
+
+    /// How many partitions the next stretch has: as many as are likely to hold what is missing. To open one costs more than
+    /// to find that it holds little.
+    fn next(&self, most: usize, opened: usize) -> usize {
+        let missing = self.wanted.saturating_sub(self.events.len());
+        let likely = (missing * opened)
+            .checked_div(self.events.len())
+            .map_or(usize::MAX, |likely| likely + likely / 4 + 1);
+        likely.min(most.saturating_mul(FASTER))
     }
 
     /// Nothing from this moment on is left.
@@ -439,125 +524,76 @@ impl Search<'_> {
 
     /// Looks through a stretch; false when the time was up before its end.
     async fn look(&mut self, connection: &mut PgConnection, stretch: &Stretch) -> Result<bool, StoreError> {
+        let mut step = (!self.filter.is_indexed()).then_some(self.step);
         loop {
-            let edge = if self.filter.is_indexed() {
-                None
-            } else {
-                self.edge(connection, stretch).await?
-            };
-            let left = self.wanted.saturating_sub(self.events.len());
-            let found = self.select(connection, stretch, edge.as_ref(), left).await?;
-            self.events.extend(found);
+            let edge = self.step(connection, stretch, step).await?;
             if self.events.len() >= self.wanted {
                 return Ok(true);
             }
             let Some(edge) = edge else { return Ok(true) };
             self.cursor = Some(edge);
             self.step = self.step.saturating_mul(4).min(LARGEST_STEP);
+            step = Some(self.step);
             if Instant::now() >= self.time_is_up {
                 return Ok(false);
             }
         }
     }
 
-    /// The last of the records that the next step looks at; none when there are fewer in the stretch.
-    async fn edge(
-        &self,
+    /// Looks at the next `step` records of a stretch: adds what is looked for, and returns the last one that it looked at
+    /// unless there are fewer.
+    async fn step(
+        &mut self,
         connection: &mut PgConnection,
         stretch: &Stretch,
+        step: Option<i64>,
     ) -> Result<Option<Cursor>, StoreError> {
-        let after = self.cursor.as_ref();
-        let edge = sqlx::query_as!(
-            Cursor,
-            "SELECT occurred_at, request_id, kind FROM audit_events
-             WHERE day = ANY($1)
-               AND occurred_at >= $2
-               AND ($3::timestamptz IS NULL OR occurred_at < $3)
-               AND ($4::timestamptz IS NULL OR (occurred_at, request_id, kind) < ($4, $5::uuid, $6::text))
-               AND ($7::text IS NULL OR hashtextextended(COALESCE(user_id, token_id), 0) = hashtextextended($7, 0)
-                    AND COALESCE(user_id, token_id) = $7)
-             ORDER BY occurred_at DESC, request_id DESC, kind DESC
-             OFFSET $8 LIMIT 1",
-            &stretch.days,
-            stretch.from,
-            self.until,
-            after.map(|cursor| cursor.occurred_at),
-            after.map(|cursor| cursor.request_id),
-            after.map(|cursor| cursor.kind.as_str()),
-            self.filter.user.as_deref(),
-            self.step,
-        )
-        .fetch_optional(connection)
-        .await?;
-        Ok(edge)
-    }
-
-    /// What is looked for in a stretch, down to an edge.
-    async fn select(
-        &self,
-        connection: &mut PgConnection,
-        stretch: &Stretch,
-        edge: Option<&Cursor>,
-        limit: usize,
-    ) -> Result<Vec<Event>, StoreError> {
         let (filter, after) = (self.filter, self.cursor.as_ref());
-        let events = sqlx::query_as!(
-            Event,
-            "SELECT request_id, kind, occurred_at, recorded_at, broker, auth, instance_id, user_id, token_id, client,
-                    address, route, feature, lane, model, prompt_id, prompt_version, config_revision, stream,
-                    body_bytes, correlation_id, trace_id, job_id, details, outcome, reason, worker, attempts,
-                    queue_wait_us, first_byte_us, duration_us, input_tokens, output_tokens, seq, prompt_sha256,
-                    answer_sha256
-             FROM audit_events
-             WHERE day = ANY($1)
-               AND occurred_at >= $2
-               AND ($3::timestamptz IS NULL OR occurred_at < $3)
-               AND ($4::timestamptz IS NULL OR (occurred_at, request_id, kind) < ($4, $5::uuid, $6::text))
-               AND ($7::timestamptz IS NULL OR (occurred_at, request_id, kind) >= ($7, $8::uuid, $9::text))
-               AND ($10::text IS NULL OR hashtextextended(COALESCE(user_id, token_id), 0) = hashtextextended($10, 0)
-                    AND COALESCE(user_id, token_id) = $10)
-               AND ($11::text IS NULL OR feature = $11)
-               AND ($12::text IS NULL OR model = $12)
-               AND ($13::text IS NULL OR instance_id = $13)
-               AND ($14::text IS NULL OR client = $14)
-               AND ($15::text IS NULL OR outcome = $15)
-               AND ($16::text IS NULL OR reason = $16)
-               AND ($17::uuid IS NULL OR request_id = $17)
-               AND ($18::uuid IS NULL OR job_id = $18)
-               AND ($19::text IS NULL OR correlation_id = $19)
-               AND ($20::text IS NULL OR trace_id = $20)
-               AND ($21::text IS NULL OR kind = $21)
-               AND ($22::text IS NULL OR strpos(lower(concat_ws(E'\\x1f', route, feature, model, prompt_id, user_id,
-                    token_id, client, address, worker, reason, correlation_id, details)), lower($22)) > 0)
+        let left = self.wanted.saturating_sub(self.events.len());
+        let rows = matching!(
+            query!(),
+            filter,
+            stretch,
+            Some(stretch.from),
+            self.until,
+            r#"SELECT request_id AS "request_id!", kind AS "kind!", occurred_at AS "occurred_at!",
+                      recorded_at AS "recorded_at!", broker AS "broker!", auth AS "auth!", instance_id, user_id, token_id,
+                      client, address, route AS "route!", feature, lane, model, prompt_id, prompt_version,
+                      config_revision AS "config_revision!", stream AS "stream!", body_bytes AS "body_bytes!",
+                      correlation_id, trace_id, job_id, details, outcome, reason, worker, attempts, queue_wait_us,
+                      first_byte_us, duration_us, input_tokens, output_tokens, seq, prompt_sha256, answer_sha256,
+                      nth AS "nth!", matches AS "matches!"
+               FROM (SELECT *, row_number() OVER (ORDER BY occurred_at DESC, request_id DESC, kind DESC) AS nth"#,
+            "AND ($19::timestamptz IS NULL OR (occurred_at, request_id, kind) < ($19, $20::uuid, $21::text))
+             ORDER BY occurred_at DESC, request_id DESC, kind DESC
+             LIMIT $22) AS looked
+             CROSS JOIN LATERAL (SELECT COALESCE(",
+            ", false) AS matches) AS judged
+             WHERE matches OR nth = $22
              ORDER BY occurred_at DESC, request_id DESC, kind DESC
              LIMIT $23",
-            &stretch.days,
-            stretch.from,
-            self.until,
             after.map(|cursor| cursor.occurred_at),
             after.map(|cursor| cursor.request_id),
             after.map(|cursor| cursor.kind.as_str()),
-            edge.map(|edge| edge.occurred_at),
-            edge.map(|edge| edge.request_id),
-            edge.map(|edge| edge.kind.as_str()),
-            filter.user.as_deref(),
-            filter.feature.as_deref(),
-            filter.model.as_deref(),
-            filter.instance.as_deref(),
-            filter.client.as_deref(),
-            filter.outcome.map(Outcome::as_str),
-            filter.reason.as_deref(),
-            filter.request_id,
-            filter.job_id,
-            filter.correlation_id.as_deref(),
-            filter.trace_id.as_deref(),
-            filter.kind.map(AuditKind::as_str),
-            filter.q.as_deref(),
-            i64::try_from(limit).unwrap_or(i64::MAX),
+            step,
+            i64::try_from(left).unwrap_or(i64::MAX)
         )
         .fetch_all(connection)
         .await?;
-        Ok(events)
+        let mut edge = None;
+        for row in rows {
+            if Some(row.nth) == step {
+                edge = Some(Cursor {
+                    occurred_at: row.occurred_at,
+                    request_id: row.request_id,
+                    kind: row.kind.clone(),
+                });
+            }
+            if row.matches {
+                self.events.push(event!(row));
+            }
+        }
+        Ok(edge)
     }
 }
 
@@ -576,6 +612,23 @@ mod tests {
         };
         assert_eq!(Cursor::parse(&cursor.to_string()), Some(cursor));
         assert_eq!(Cursor::parse("nonsense"), None);
+    }
+
+    #[test]
+    fn days_with_gaps_are_named() {
+        let stretch = |days: &[Date]| Stretch {
+            days: days.to_vec(),
+            from: OffsetDateTime::UNIX_EPOCH,
+            is_last: true,
+        };
+        let (first, next) = (date!(2026 - 1 - 1), date!(2026 - 1 - 2));
+        let whole = stretch(&[next, first]);
+        assert_eq!(
+            (whole.first(), whole.last(), whole.only()),
+            (Some(first), Some(next), None)
+        );
+        let gap = stretch(&[date!(2026 - 1 - 4), first, next]);
+        assert_eq!(gap.only(), Some(&gap.days[..]));
     }
 
     #[test]

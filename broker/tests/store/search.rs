@@ -166,8 +166,10 @@ async fn pages_and_counts_are_those_of_a_look_at_every_record() {
     // What comes twice is counted once.
     let again: Vec<_> = records[50..150].iter().collect();
     assert_eq!(insert(store, &again).await, 0);
-    let counted = "SELECT sum(records)::bigint FROM audit_counts";
-    assert_eq!(database.count(counted).await, 600);
+    for counts in ["audit_counts", "audit_day_counts"] {
+        let counted = format!("SELECT sum(records)::bigint FROM {counts}");
+        assert_eq!(database.count(&counted).await, 600);
+    }
 
     let mut ones = 0;
     for turn in 0..150 {

@@ -107,7 +107,7 @@ impl Programs {
     }
 
     /// One of the programs with the keys and these variables of ours; others it would refuse.
-    fn command(&self, program: &str, kept: &[&str]) -> Command {
+    pub(super) fn command(&self, program: &str, kept: &[&str]) -> Command {
         let mut command = Command::new(self.programs.join(program));
         for (name, _) in std::env::vars() {
             if name.starts_with("DUO_") && !kept.contains(&name.as_str()) {
@@ -181,6 +181,6 @@ impl Drop for Workers {
     }
 }
 
-fn free_port() -> std::io::Result<u16> {
+pub(super) fn free_port() -> std::io::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }

@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::audit::Audit;
+use super::audit_log::AuditLog;
 use super::cpu::Usage;
 use super::load::Measured;
 use super::prompts::PromptsRow;
@@ -24,6 +25,7 @@ use super::stages::StagesRow;
 pub struct Spread {
     pub p50: f64,
     pub p90: f64,
+    pub p95: f64,
     pub p99: f64,
     pub p999: f64,
     pub max: f64,
@@ -139,6 +141,9 @@ pub struct Report {
     /// What came of `audit`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub audit: Option<Audit>,
+    /// What came of `audit-log`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audit_log: Option<AuditLog>,
     /// Those of `jobs`.
     pub jobs: Vec<Row>,
     /// What came of `soak`.
@@ -161,6 +166,7 @@ impl Spread {
         Self {
             p50: at(0.5),
             p90: at(0.9),
+            p95: at(0.95),
             p99: at(0.99),
             p999: at(0.999),
             max: micros(*last),
@@ -248,9 +254,10 @@ impl Report {
     /// True when every answer was right, there were answers, no record was lost, and nothing grew.
     #[must_use]
     pub fn all_right(&self) -> bool {
-        let some = self.all_rows().next().is_some() || !self.streams.is_empty();
+        let some = self.all_rows().next().is_some() || !self.streams.is_empty() || self.audit_log.is_some();
         let rows = self.all_rows().all(|row| row.wrong == 0 && row.requests > 0);
-        let kept = self.audit.as_ref().is_none_or(|audit| audit.missing == 0);
+        let kept = self.audit.as_ref().is_none_or(|audit| audit.missing == 0)
+            && self.audit_log.as_ref().is_none_or(|log| log.wrong.is_empty());
         let flat = self
             .soak
             .iter()

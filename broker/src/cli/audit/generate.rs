@@ -30,6 +30,9 @@ pub(crate) struct GenerateArguments {
     /// Over how many days, the last of them yesterday.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=400))]
     days: u16,
+    /// The last of them so many days ago, instead of yesterday.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    ago: u16,
     /// Of how many people, some of whom ask more than others.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(i64).range(1..=10_000_000))]
     users: i64,
@@ -49,8 +52,10 @@ pub(super) async fn run(arguments: GenerateArguments) -> anyhow::Result<ExitCode
              Name another database, or give --force"
         );
     }
-    let today = clock::now().date();
-    let first = today.checked_sub(time::Duration::days(i64::from(arguments.days)));
+    let end = clock::now()
+        .date()
+        .saturating_sub(time::Duration::days(i64::from(arguments.ago) - 1));
+    let first = end.checked_sub(time::Duration::days(i64::from(arguments.days)));
     let first = first.context("that many days ago there was no calendar")?;
     let requests = arguments.records / 2;
     let plan = Plan {
@@ -59,7 +64,7 @@ pub(super) async fn run(arguments: GenerateArguments) -> anyhow::Result<ExitCode
         users: arguments.users,
         seed: arguments.seed,
     };
-    store.create_audit_partitions(first, today).await?;
+    store.create_audit_partitions(first, end).await?;
     let began = Instant::now();
     let (mut written, mut told, mut from) = (0, began, 0);
     while from < requests {

@@ -1,7 +1,7 @@
 //! The results as tables.
 
 use super::super::stages::StagesRow;
-use super::super::{audit, jobs, prompts, scale, soak};
+use super::super::{audit, audit_log, jobs, prompts, scale, soak};
 use super::{Machine, Report, Row, Spread, StreamsRow, per_answer};
 use crate::table;
 
@@ -72,6 +72,13 @@ impl Report {
                 "audit: unary, 32 at a time; latencies in milliseconds, CPU time an answer in microseconds",
                 audit::lines(audit),
             );
+        }
+        if let Some(log) = &self.audit_log {
+            let title = format!(
+                "audit-log: {} records of {} days; milliseconds, also of CPU time",
+                log.records, log.days
+            );
+            add(&title, audit_log::lines(log));
         }
         if let Some(soak) = &self.soak {
             let (rate, seconds) = (soak.rate, self.seconds);
