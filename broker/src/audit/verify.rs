@@ -8,8 +8,12 @@ pub mod export;
 mod offline;
 mod report;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::iter::Peekable;
+use std::ops::Range;
+use std::pin::pin;
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::note::{Checkpoint, VerifyingKeys};
 use super::tree::{Hash, TILE, Tile, Tree, full_tiles};
@@ -22,6 +26,8 @@ pub use self::report::{Place, Problem, Report};
 
 /// Records that are read at once; whole tiles.
 const BATCH: u64 = 65_536;
+/// Such batches that are read at the same time: PostgreSQL has most of the work.
+const AHEAD: usize = 2;
 /// Checkpoints that are read at once.
 const PAGE: u32 = 4096;
 
@@ -49,34 +55,52 @@ pub async fn verify(
     options: Options,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Report, StoreError> {
+    loop {
+        let dropped = store.dropped_records().await?.unwrap_or_default();
+        let report = once(store, &options, &dropped, &mut progress).await?;
+        // What was dropped while this was reading would be taken for lost.
+        if report.is_good() || store.dropped_records().await?.unwrap_or_default() == dropped {
+            return Ok(report);
+        }
+    }
+}
+
+async fn once(
+    store: &Store,
+    options: &Options,
+    dropped: &DroppedRecords,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<Report, StoreError> {
     // Others write and sign meanwhile: what is read first is under what is read later.
     let newest = store.newest_checkpoint_id().await?;
     let covered = store.last_checkpoint_size().await?;
     let size = store.audit_size().await?;
     let there = store.audit_records_end().await?.min(size);
     let start = options.from.min(there) / TILE * TILE;
-    let mut checkpoints = Checkpoints::new(store, &options, (start, newest));
+    let mut checkpoints = Checkpoints::new(store, options, (start, newest));
     let end = match options.to {
         Some(to) => checkpoints.end(to, there).await?,
         None => there,
     };
     let tree = store.audit_tree(start).await?;
-    let dropped = store.dropped_records().await?.unwrap_or_default();
     let mut walk = Walk {
-        dropped: &dropped,
+        dropped,
         report: Report::new(start, end),
-        options: &options,
+        options,
         records: tree.clone(),
         tiles: tree,
         doubts: Vec::new(),
         covered: covered.min(end),
     };
     walk.check(&mut checkpoints).await?;
-    let mut first = start;
-    while first < end {
-        let last = end.min(first + BATCH);
-        let leaves = store.audit_leaves(first..last).await?;
-        let tiles = store.audit_tiles(0, first / TILE..last.div_ceil(TILE)).await?;
+    let step = usize::try_from(BATCH).unwrap_or(usize::MAX);
+    let mut batches = pin!(
+        stream::iter((start..end).step_by(step))
+            .map(|first| batch(store, first..end.min(first + BATCH)))
+            .buffered(AHEAD)
+    );
+    while let Some((leaves, tiles)) = batches.try_next().await? {
+        let first = leaves.first;
         let mut emitted = Vec::new();
         walk.gaps(&leaves);
         for (seq, leaf) in (first..).zip(&leaves.hashes) {
@@ -89,8 +113,7 @@ pub async fn verify(
             walk.check(&mut checkpoints).await?;
         }
         walk.upper_tiles(store, &emitted).await?;
-        first = last;
-        progress(last - start, end - start);
+        progress(walk.tiles.size() - start, end - start);
     }
     let wanted = options.to.unwrap_or(size).min(size);
     if wanted > there {
@@ -122,6 +145,12 @@ pub async fn verify(
         }
     }
     Ok(report)
+}
+
+/// The leaves of some records, and the tiles over them.
+async fn batch(store: &Store, range: Range<u64>) -> Result<(Leaves, HashMap<u64, Vec<Hash>>), StoreError> {
+    let numbers = range.start / TILE..range.end.div_ceil(TILE);
+    tokio::try_join!(store.audit_leaves(range), store.audit_tiles(0, numbers))
 }
 
 /// Whether a record differs from its hash in the tree, as far as that is kept.

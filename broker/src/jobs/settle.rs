@@ -22,8 +22,8 @@ pub(super) const CAPACITY: usize = 4096;
 /// Most words of one transaction.
 const BATCH: usize = 256;
 /// What is said within this time is written together: nobody waits for a row, and a transaction costs Postgres about
-/// as much for ten jobs as for one.
-const GATHER: Duration = Duration::from_millis(10);
+/// as much for ten jobs as for one. Short jobs are over by then and are never said to have started.
+const GATHER: Duration = Duration::from_millis(40);
 /// Pauses while Postgres is away.
 const RETRY_BASE: Duration = Duration::from_millis(100);
 const RETRY_CAP: Duration = Duration::from_secs(5);
