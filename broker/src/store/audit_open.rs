@@ -7,6 +7,13 @@ use uuid::Uuid;
 use super::audit_events::day_of;
 use super::{Store, StoreError};
 
+/// A search walks down the index of moments and looks each request's end up. Partitions of today have no statistics that
+/// would tell the planner so: it reads whole days then, for as long as it may, and whoever drops one waits for it.
+const BEGIN: &str = "BEGIN; SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL statement_timeout = '15s'; \
+                     SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; \
+                     SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; \
+                     SET LOCAL max_parallel_workers_per_gather = 0";
+
 /// A place among admitted records, in the order of their moments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
@@ -39,13 +46,7 @@ impl Store {
         until: OffsetDateTime,
         limit: u32,
     ) -> Result<Vec<AuditRecord>, StoreError> {
-        let mut transaction = self.pool.begin().await?;
-        sqlx::query!("SET LOCAL plan_cache_mode = 'force_custom_plan'")
-            .execute(&mut *transaction)
-            .await?;
-        sqlx::query!("SET LOCAL statement_timeout = '15s'")
-            .execute(&mut *transaction)
-            .await?;
+        let mut transaction = self.pool.begin_with(BEGIN).await?;
         let rows = sqlx::query!(
             "SELECT request_id, occurred_at, broker, auth, instance_id, user_id, token_id, client, address, route,
                     feature, lane, model, prompt_id, prompt_version, config_revision, stream, body_bytes,
