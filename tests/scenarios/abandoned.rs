@@ -99,6 +99,44 @@ async fn every_request_of_a_killed_broker_gets_one_end() {
     cluster.assert_clean().await;
 }
 
+/// With the store of NATS went what the broker had said last; the new stream has never had a record.
+#[tokio::test]
+async fn a_request_is_closed_although_its_end_is_lost_and_no_other_record_follows() {
+    let mut cluster = Cluster::builder()
+        .sim(Settings {
+            tokens: 400,
+            pace_ms: 25,
+            ..Settings::default()
+        })
+        .broker_env("DUO_ABANDON_AFTER", "1s")
+        .start()
+        .await;
+    let asked = cluster.openai("/v1/chat/completions", &chat("long", 400, true));
+    let asked = tokio::spawn(asked.try_open());
+    until("it has its record", PATIENCE, async || {
+        match cluster.database.count(ADMITTED).await? {
+            1 => Ok(()),
+            admitted => Err(admitted.to_string()),
+        }
+    })
+    .await;
+    cluster.broker.kill().await;
+    cluster.nats.kill().await;
+    std::fs::remove_dir_all(cluster.nats.store()).expect("the store can be removed");
+    cluster.nats.restart().await;
+    cluster.broker.again();
+    cluster.ready(PATIENCE).await;
+    drop(asked.await.expect("no panic"));
+    until("it has its end", PATIENCE, async || {
+        match cluster.database.count(ABANDONED).await? {
+            1 => Ok(()),
+            abandoned => Err(abandoned.to_string()),
+        }
+    })
+    .await;
+    cluster.assert_clean().await;
+}
+
 #[tokio::test]
 async fn a_broker_that_is_slow_frozen_or_cut_off_keeps_its_requests() {
     const WORDS: usize = 400;

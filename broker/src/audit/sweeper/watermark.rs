@@ -30,6 +30,14 @@ pub(super) struct Watermark {
 struct Sequences {
     first: u64,
     last: u64,
+    /// Nothing is stored. A stream that has never had a message says that both its first and its last are 0.
+    is_empty: bool,
+}
+
+impl Sequences {
+    fn are_past(self, mark: u64) -> bool {
+        self.is_empty || self.first > mark
+    }
 }
 
 impl Watermark {
@@ -46,7 +54,7 @@ impl Watermark {
         let now = clock::now();
         let sequences = self.sequences().await?;
         match self.mark {
-            Some((mark, at)) if sequences.first > mark => {
+            Some((mark, at)) if sequences.are_past(mark) => {
                 self.passed = Some(at);
                 self.mark = Some((sequences.last, now));
             }
@@ -61,7 +69,7 @@ impl Watermark {
     pub(super) async fn passes_all(&self, max: Duration) -> Result<bool, WatermarkError> {
         let mark = self.sequences().await?.last;
         let passed = async {
-            while self.sequences().await?.first <= mark {
+            while !self.sequences().await?.are_past(mark) {
                 tokio::time::sleep(LOOK).await;
             }
             Ok(true)
@@ -79,6 +87,7 @@ impl Watermark {
         Ok(Sequences {
             first: state.first_sequence,
             last: state.last_sequence,
+            is_empty: state.messages == 0,
         })
     }
 }
