@@ -11,6 +11,7 @@
 mod collect;
 pub mod content;
 mod keep;
+pub mod metrics;
 mod run;
 mod split;
 pub mod state;
@@ -23,6 +24,7 @@ use duo_process::shutdown::Shutdown;
 use tokio::sync::{Notify, Semaphore};
 use uuid::Uuid;
 
+use self::metrics::BulkMetrics;
 use crate::dispatch::Dispatch;
 use crate::exchange::Exchange;
 use crate::jobs::work::WorkError;
@@ -75,6 +77,8 @@ pub struct Parts {
     pub exchange: Exchange,
     /// Runs the lines.
     pub jobs: Jobs,
+    /// What batches tell of themselves.
+    pub metrics: BulkMetrics,
 }
 
 /// Files and batches. Cheap to clone.
@@ -150,6 +154,12 @@ impl Bulk {
     #[must_use]
     pub fn config(&self) -> BulkConfig {
         self.parts().config
+    }
+
+    /// A batch was taken in, which this broker is to look at at once.
+    pub fn note_accepted(&self) {
+        self.parts().metrics.accepted.inc();
+        self.wake();
     }
 
     /// Has this broker look for batches at once.

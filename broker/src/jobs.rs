@@ -119,6 +119,8 @@ struct Inner {
     creating: Mutex<std::collections::HashSet<(String, String)>>,
     /// Told when something may be taken.
     room: Notify,
+    /// Lane and model of what was accepted here since it was last looked what may be taken.
+    fresh_lines: Mutex<Vec<(Lane, ModelName)>>,
     /// Runs that are not over, and who waits for the last one.
     runs: AtomicUsize,
     idle: Notify,
@@ -279,6 +281,7 @@ impl Jobs {
             words,
             running: Mutex::default(),
             creating: Mutex::default(),
+            fresh_lines: Mutex::default(),
             room: Notify::new(),
             runs: AtomicUsize::new(0),
             idle: Notify::new(),
@@ -412,9 +415,19 @@ impl Jobs {
             .min(config.backlog.saturating_sub(all))
     }
 
-    /// So many jobs are in Postgres that did not come by [`Jobs::submit`].
-    pub(crate) fn note_accepted(&self, count: usize) {
-        self.parts().metrics.accepted.inc_by(count as u64);
+    /// These jobs are in Postgres now.
+    pub(crate) fn note_accepted<'a>(&self, new: impl Iterator<Item = &'a NewJob>) {
+        let mut fresh = self.0.fresh_lines.lock().unwrap_or_else(PoisonError::into_inner);
+        for job in new {
+            self.parts().metrics.accepted.inc();
+            if !fresh
+                .iter()
+                .any(|(lane, model)| (*lane, model) == (job.lane, &job.model))
+            {
+                fresh.push((job.lane, job.model.clone()));
+            }
+        }
+        drop(fresh);
         self.0.room.notify_one();
     }
 

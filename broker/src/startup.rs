@@ -36,6 +36,7 @@ use crate::audit::reader::Reader;
 use crate::audit::{AuditLog, checkpoint, forward, retention, sign_ins, sink, sweeper, writer};
 use crate::auth::direct::SigningKeys;
 use crate::auth::{AuthConfig, Authenticator};
+use crate::bulk::metrics::BulkMetrics;
 use crate::bulk::{self, Bulk};
 use crate::config::{Config, QueueConfig};
 use crate::dispatch::storing::{self, Storing};
@@ -183,7 +184,7 @@ pub async fn run(
     let run_by = (&exchange, &audit, &dispatch, &webhooks);
     let parts = job_parts(&config, &registry, (&store, &nats), run_by);
     let (jobs, jobs_settled) = Jobs::start(parts, &shutdown, &background, &closing);
-    let parts = bulk_parts(&config, &store, (&exchange, &dispatch, &jobs));
+    let parts = bulk_parts(&config, &registry, &store, (&exchange, &dispatch, &jobs));
     let bulk = Bulk::start(parts, &shutdown, &background);
     let state = ApiState {
         exchange,
@@ -265,6 +266,7 @@ fn job_parts(
 
 fn bulk_parts(
     config: &Config,
+    registry: &Registry,
     store: &Store,
     (exchange, dispatch, jobs): (&Exchange, &Dispatch, &Jobs),
 ) -> bulk::Parts {
@@ -277,6 +279,7 @@ fn bulk_parts(
         dispatch: dispatch.clone(),
         exchange: exchange.clone(),
         jobs: jobs.clone(),
+        metrics: BulkMetrics::register(registry),
     }
 }
 

@@ -63,12 +63,13 @@ BEGIN
         END IF;
     END LOOP;
 
-    -- What makes and drops partitions works with the owner's rights, for the broker alone.
+    -- What makes, looks into and drops partitions works with the owner's rights, for the broker alone.
     FOR routine IN
         SELECT oid::regprocedure AS name, proname FROM pg_proc
         WHERE pronamespace = current_schema()::regnamespace
           AND proname IN ('create_audit_partition', 'create_audit_body_partition', 'lock_audit_partition',
-                          'drop_audit_partition', 'count_audit_days', 'create_job_partitions', 'drop_job_partitions')
+                          'audit_partition_numbers', 'drop_audit_partition', 'count_audit_days', 'create_job_partitions',
+                          'drop_job_partitions')
     LOOP
         EXECUTE format('ALTER FUNCTION %s OWNER TO duo_owner', routine.name);
         EXECUTE format('ALTER FUNCTION %s SECURITY DEFINER SET search_path FROM CURRENT', routine.name);

@@ -205,6 +205,15 @@ async fn a_batch_goes_from_its_file_to_what_came_of_each_line() {
     assert_eq!(failures[0].1["response"]["status_code"], 400, "{}", failures[0].1);
     assert!(failures[0].1["response"]["body"]["error"]["message"].is_string());
     assert_eq!(cluster.sim.stats().finished, 7, "each ran once");
+    let metrics = cluster.metrics().await.expect("metrics");
+    for line in [
+        "duo_batches_accepted_total 1",
+        "duo_batches_ended_total{state=\"completed\"} 1",
+        "duo_batch_lines_made_total 8",
+        "duo_batch_lines_written_total 8",
+    ] {
+        assert!(metrics.contains(line), "{line}: {metrics}");
+    }
     cluster.assert_clean().await;
 }
 

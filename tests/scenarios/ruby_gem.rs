@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use duo_system_tests::harness::program::free_port;
 use duo_system_tests::harness::{Cluster, program};
 
 const CHECK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/ruby-client/check.rb");
+const WEBHOOK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/ruby-client/webhook.rb");
 const GEM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/rails");
 
 fn ruby() -> PathBuf {
@@ -55,5 +57,34 @@ async fn the_gem_submits_once_waits_follows_and_cancels_with_active_job_and_side
         assert_eq!(state, Some("succeeded"), "{name}: {out}");
         assert!(out.lines().count() > 1, "{name} prints an answer: {out}");
     }
+    cluster.assert_clean().await;
+}
+
+/// What the broker sends is what the gem checks.
+#[tokio::test]
+async fn the_gem_trusts_the_brokers_own_webhook_and_no_other() {
+    let cluster = Cluster::start().await;
+    let port = free_port().to_string();
+    let url = format!("http://localhost:{port}/duo/webhook");
+    let add = [
+        "webhooks",
+        "add",
+        "rails",
+        &url,
+        "--address",
+        "127.0.0.0/8",
+        "--address",
+        "::1",
+    ];
+    let secret = cluster.cli.succeed(&add).await;
+    let env = [
+        ("DUO_URL".to_owned(), cluster.url()),
+        ("DUO_CLIENT_TOKEN".to_owned(), cluster.client_token.clone()),
+        ("DUO_WEBHOOK_SECRETS".to_owned(), secret.trim().to_owned()),
+        ("WEBHOOK_PORT".to_owned(), port),
+    ];
+    let (status, out, err) = program::run(&ruby(), &[WEBHOOK], &env).await;
+    assert!(status.success(), "{out}\n{err}");
+    assert_eq!(out, "fine\n");
     cluster.assert_clean().await;
 }

@@ -61,7 +61,7 @@ async fn try_create(inbound: &mut Inbound) -> Result<Response, ApiError> {
             }));
         }
     }
-    bulk.wake();
+    bulk.note_accepted();
     inbound.record.answered();
     let row = bulk.store().batch(batch.id).await?;
     let row = row.ok_or_else(|| Prefix::Batch.missing())?;

@@ -17,6 +17,8 @@ use crate::store::{Store, StoreError};
 
 /// How often it is looked for what is due.
 const TICK: Duration = Duration::from_secs(10 * 60);
+/// The same while somebody reads what is due: writers wait for two seconds of it at most, see `Store::drop_partition`.
+const TICK_WHEN_PUT_OFF: Duration = Duration::from_secs(60);
 /// After the start of a broker, which has more urgent things to do.
 const FIRST_TICK: Duration = Duration::from_secs(60);
 /// Partitions that are dropped in one look at most.
@@ -72,6 +74,8 @@ pub struct Look {
     pub due: usize,
     /// Those of them that are held.
     pub held: usize,
+    /// Those of them that PostgreSQL did not drop: as a rule because somebody reads them.
+    pub put_off: usize,
 }
 
 /// Looks now and then until the shutdown begins; records are kept for so many days.
@@ -88,6 +92,9 @@ pub async fn run(store: Store, events_days: u16, metrics: RetentionMetrics, shut
                 metrics.due.set(i64::try_from(look.due).unwrap_or(i64::MAX));
                 metrics.held.set(i64::try_from(look.held).unwrap_or(i64::MAX));
                 metrics.dropped.inc_by(look.dropped);
+                if look.put_off > 0 {
+                    pause = TICK_WHEN_PUT_OFF;
+                }
             }
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
@@ -108,18 +115,17 @@ pub async fn look(store: &Store, today: Date, events_days: u16) -> Result<Look, 
     let oldest = today.saturating_sub(time::Duration::days(events_days.into()));
     let tomorrow = today.saturating_add(time::Duration::DAY);
     let mut look = Look::default();
-    if store.last_checkpoint_size().await? == 0
-        && !store
-            .due_partitions(Partitioned::Events, oldest)
-            .await?
-            .is_empty()
+    let events = store.due_partitions(Partitioned::Events, oldest).await?;
+    if !events.is_empty()
+        && store.last_checkpoint_size().await? == 0
         && let Err(error) = checkpoint::keep_tiles(store).await
     {
         let error = &error as &dyn std::error::Error;
         tracing::warn!(error, "the tree of the audit log could not be made");
     }
-    for (of, before) in [(Partitioned::Events, oldest), (Partitioned::Bodies, tomorrow)] {
-        for (number, day) in store.due_partitions(of, before).await?.into_iter().enumerate() {
+    let bodies = store.due_partitions(Partitioned::Bodies, tomorrow).await?;
+    for (of, due) in [(Partitioned::Events, events), (Partitioned::Bodies, bodies)] {
+        for (number, day) in due.into_iter().enumerate() {
             look.due += 1;
             if number >= AT_ONCE {
                 continue;
@@ -139,6 +145,7 @@ pub async fn look(store: &Store, today: Date, events_days: u16) -> Result<Look, 
                     tracing::info!(?of, %day, "a partition of the audit log stays until the log's tree has its records");
                 }
                 Err(error) => {
+                    look.put_off += 1;
                     let error = &error as &dyn std::error::Error;
                     tracing::warn!(error, ?of, %day, "a partition of the audit log could not be dropped; trying again later");
                 }

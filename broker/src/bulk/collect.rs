@@ -73,7 +73,10 @@ async fn end(turn: &Turn<'_>) -> Result<Next, BulkError> {
     let names = [names[0].as_str(), names[1].as_str()];
     let store = turn.bulk.store();
     match store.end_batch(&turn.batch, &turn.fence, state, names).await? {
-        true => Ok(Next::Over),
+        true => {
+            turn.bulk.parts().metrics.note_ended(state);
+            Ok(Next::Over)
+        }
         false => Err(BulkError::Overtaken),
     }
 }
@@ -138,6 +141,7 @@ async fn step(turn: &mut Turn<'_>, waiting: &mut VecDeque<Waiting>) -> Result<()
     if !store.add_collected(batch, &turn.fence, &collected, lease).await? {
         return Err(BulkError::Overtaken);
     }
+    bulk.parts().metrics.written.inc_by(count as u64);
     let batch = &mut turn.batch;
     batch.collected_to = collected.to;
     batch.ran_out |= collected.ran_out;

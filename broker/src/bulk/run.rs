@@ -25,12 +25,22 @@ const TURN: Duration = Duration::from_secs(2);
 /// How often jobs of a batch are counted, and how much less often for each of them: counting looks at every one.
 const COUNT_EVERY: Duration = Duration::from_millis(500);
 const COUNT_PER_LINE: Duration = Duration::from_micros(100);
+/// How often batches are counted for the metrics.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 /// Jobs of one statement that cancels.
 const CANCEL_AT_ONCE: i64 = 1000;
 
 /// Works until the shutdown begins.
 pub(super) async fn run(bulk: Bulk, shutdown: Shutdown) {
+    let mut tell_at = Instant::now();
     loop {
+        if Instant::now() >= tell_at {
+            tell_at = Instant::now() + TELL_EVERY;
+            // While Postgres is away the last count stands; the turn says that it is.
+            if let Ok(open) = bulk.store().open_batches().await {
+                bulk.parts().metrics.note_open(&open);
+            }
+        }
         let pause = match turn(&bulk, &shutdown).await {
             Ok(true) => Duration::ZERO,
             Ok(false) => POLL,
@@ -85,7 +95,9 @@ async fn turn(bulk: &Bulk, shutdown: &Shutdown) -> Result<bool, StoreError> {
             let message = "the file cannot be read any more; its administrator's log says why";
             let errors = json!([{"code": "file_unreadable", "message": message, "line": null, "param": "input_file_id"}]);
             let total = turn.batch.total;
-            bulk.store().fail_batch(&turn.fence, total, &errors).await?;
+            if bulk.store().fail_batch(&turn.fence, total, &errors).await? {
+                parts.metrics.note_ended(BatchState::Failed);
+            }
         }
     }
     Ok(true)

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::content::{Line, Lines};
 use super::run::{Turn, caller};
+use super::state::BatchState;
 use super::{BulkError, MAX_LINES, line_id};
 use crate::api::line::{BatchLine, LineError};
 use crate::store::batches::Mark;
@@ -84,7 +85,10 @@ pub(super) async fn validate(turn: &mut Turn<'_>) -> Result<Validated, BulkError
     };
     match (done, is_good) {
         (false, _) => Err(BulkError::Overtaken),
-        (true, false) => Ok(Validated::Wrong),
+        (true, false) => {
+            bulk.parts().metrics.note_ended(BatchState::Failed);
+            Ok(Validated::Wrong)
+        }
         (true, true) => {
             turn.batch.total = look.total;
             turn.batch.config_revision = revision;
@@ -161,7 +165,8 @@ pub(super) async fn make(turn: &mut Turn<'_>) -> Result<(), BulkError> {
         if !bulk.store().make_lines(&turn.fence, &rows, to, lease).await? {
             return Err(BulkError::Overtaken);
         }
-        bulk.parts().jobs.note_accepted(made.len());
+        bulk.parts().jobs.note_accepted(rows.into_iter());
+        bulk.parts().metrics.made.inc_by(made.len() as u64);
         turn.batch.made += u32::try_from(made.len()).unwrap_or(0);
         turn.batch.made_to = to;
     }

@@ -102,6 +102,7 @@ pub(super) async fn submit(jobs: &Jobs, job: NewJob) -> Result<Uuid, AcceptError
         Accepted::New => Ok(id),
         Accepted::Same(earlier) => Ok(earlier),
         Accepted::Other => Err(AcceptError::OtherContent),
+        Accepted::Forgotten => Err(AcceptError::BeingCreated),
     }
 }
 
@@ -151,9 +152,9 @@ async fn write(jobs: &Jobs, days: &mut HashSet<Date>, batch: Vec<Submission>) {
     };
     match written.await {
         Ok(accepted) => {
-            let new = accepted.iter().filter(|one| **one == Accepted::New).count();
-            jobs.parts().metrics.accepted.inc_by(new as u64);
-            jobs.0.room.notify_one();
+            let all = rows.iter().zip(&accepted);
+            let new = all.filter(|(_, accepted)| **accepted == Accepted::New);
+            jobs.note_accepted(new.map(|(job, _)| *job));
             for (submission, accepted) in batch.into_iter().zip(accepted) {
                 // A client that has left finds its job by its key.
                 let _ = submission.told.send(Ok(accepted));

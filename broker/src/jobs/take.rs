@@ -3,9 +3,10 @@
 //! The backlog stays in Postgres, in the order of its clients' turns; in the queue is little more than workers have
 //! slots for, so that a flood of jobs is never in front of anybody who waits.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use duo_contract::name::{Lane, ModelName};
 use duo_process::shutdown::Shutdown;
@@ -39,6 +40,8 @@ const MOST_WINDOW: i64 = 1024;
 pub(super) async fn run(jobs: Jobs, shutdown: Shutdown) {
     let mut taker = Taker {
         jobs,
+        lines: HashSet::new(),
+        asked_at: None,
         last_clients: HashMap::new(),
     };
     loop {
@@ -69,6 +72,10 @@ pub(super) async fn run(jobs: Jobs, shutdown: Shutdown) {
 
 struct Taker {
     jobs: Jobs,
+    /// Lanes and models for which something may wait, and when Postgres was asked for them: what was accepted here is
+    /// known without.
+    lines: HashSet<(Lane, ModelName)>,
+    asked_at: Option<Instant>,
     /// The client after whom the next turns begin, by line.
     last_clients: HashMap<(Lane, ModelName), String>,
 }
@@ -80,14 +87,28 @@ impl Taker {
         if self.jobs.parts().exchange.routing().load().revision() == 0 {
             return Ok(0);
         }
-        let lines = self.jobs.store().lines_with_jobs().await?;
+        let now = Instant::now();
+        let fresh = std::mem::take(
+            &mut *self
+                .jobs
+                .0
+                .fresh_lines
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+        self.lines.extend(fresh);
+        if self.asked_at.is_none_or(|asked_at| now - asked_at >= POLL) {
+            self.lines.extend(self.jobs.store().lines_with_jobs().await?);
+            self.asked_at = Some(now);
+        }
         let mut taken = 0;
-        for (lane, model) in lines {
+        for (lane, model) in self.lines.clone() {
             taken += self.take_line(lane, model).await?;
         }
         Ok(taken)
     }
 
+    /// Takes of one line, and forgets it when nothing waits.
     async fn take_line(&mut self, lane: Lane, model: ModelName) -> Result<usize, StoreError> {
         let window = window(&self.jobs, lane, &model);
         let room = window - self.jobs.running_of(lane, &model);
@@ -104,6 +125,9 @@ impl Taker {
         if taken.is_empty() && next.is_empty() && !after.is_empty() {
             // The round is over; the next one begins with the first client.
             (taken, next) = store.take_jobs(broker, (lane, &line.1), window, most, "").await?;
+        }
+        if taken.is_empty() && next.is_empty() {
+            self.lines.remove(&line);
         }
         self.last_clients.insert(line, next);
         let count = taken.len();

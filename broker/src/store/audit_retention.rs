@@ -1,6 +1,5 @@
 //! Drops whole partitions of records and of kept texts when their time is over, with a record of what went.
 
-use std::collections::HashMap;
 use std::ops::Range;
 
 use serde_json::{Value, json};
@@ -229,10 +228,7 @@ struct Numbered {
 /// Looks at a day's records once, however many there are.
 async fn numbered(connection: &mut PgConnection, day: Date) -> Result<Numbered, StoreError> {
     let rows = sqlx::query!(
-        r#"SELECT min(seq) AS first, max(seq) AS last, count(*) AS "records!"
-           FROM (SELECT seq, seq - row_number() OVER (ORDER BY seq) AS island
-                 FROM audit_events WHERE day = $1) AS numbered
-           GROUP BY island ORDER BY 1"#,
+        r#"SELECT first_seq AS first, last_seq AS last, records AS "records!" FROM audit_partition_numbers($1)"#,
         day
     )
     .fetch_all(connection)
@@ -267,30 +263,54 @@ fn joined(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     joined
 }
 
-/// The root over the leaves with these numbers, one after the other.
+/// The root over the leaves with these numbers, one after the other. Some are hashed while the next ones are read.
 async fn root(connection: &mut PgConnection, numbers: &[Range<u64>]) -> Result<Hash, StoreError> {
     let mut tree = Tree::default();
-    let mut above = Vec::new();
-    let mut tiles = HashMap::new();
-    for range in numbers {
-        for seq in range.clone() {
-            let number = seq / TILE;
-            if !tiles.contains_key(&number) {
-                let upto = (range.end - 1) / TILE + 1;
-                tiles = audit_tree::tiles(connection, 0, number..upto.min(number + TILES)).await?;
-            }
-            let leaf = tiles
-                .get(&number)
-                .and_then(|tile| tile.get(usize::try_from(seq % TILE).ok()?))
-                .ok_or_else(|| StoreError::Corrupt {
-                    what: format!("tile 0/{number} of the audit log"),
-                    problem: "it is missing".into(),
-                })?;
-            tree.append(*leaf, &mut above);
-        }
-        above.clear();
+    let mut read = Vec::new();
+    for span in numbers.iter().flat_map(spans) {
+        let (hashed, next) = tokio::join!(append(tree, read), leaves(connection, span));
+        (tree, read) = (hashed?, next?);
     }
-    Ok(tree.root())
+    Ok(append(tree, read).await?.root())
+}
+
+/// A range in parts that lie in [`TILES`] tiles each.
+fn spans(range: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
+    const SPAN: u64 = TILES * TILE;
+    let (start, end) = (range.start, range.end);
+    let cuts = (start / SPAN..end.div_ceil(SPAN)).map(|number| number * SPAN);
+    cuts.map(move |cut| cut.max(start)..(cut + SPAN).min(end))
+}
+
+async fn leaves(connection: &mut PgConnection, span: Range<u64>) -> Result<Vec<Hash>, StoreError> {
+    let tiles = audit_tree::tiles(connection, 0, span.start / TILE..span.end.div_ceil(TILE)).await?;
+    let leaf = |seq: u64| {
+        let number = seq / TILE;
+        let leaf = tiles
+            .get(&number)
+            .and_then(|tile| tile.get(usize::try_from(seq % TILE).ok()?));
+        leaf.copied().ok_or_else(|| StoreError::Corrupt {
+            what: format!("tile 0/{number} of the audit log"),
+            problem: "it is missing".into(),
+        })
+    };
+    span.map(leaf).collect()
+}
+
+/// Adds leaves away from the tasks that serve requests: hashing as many takes tens of milliseconds.
+async fn append(mut tree: Tree, leaves: Vec<Hash>) -> Result<Tree, StoreError> {
+    let added = tokio::task::spawn_blocking(move || {
+        let mut above = Vec::new();
+        for leaf in leaves {
+            tree.append(leaf, &mut above);
+            above.clear();
+        }
+        tree
+    });
+    added.await.map_err(|error| StoreError::Corrupt {
+        what: "the tree over what is dropped".into(),
+        problem: error.to_string(),
+    })
 }
 
 /// What the newest record of a drop says; nothing where nothing was dropped.
@@ -378,6 +398,17 @@ async fn drop_and_record(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_range_is_cut_where_its_tiles_are() {
+        const SPAN: u64 = TILES * TILE;
+        let cut = |range: Range<u64>| spans(&range).collect::<Vec<_>>();
+        assert_eq!(cut(5..9), vec![Range { start: 5, end: 9 }]);
+        assert_eq!(
+            cut(5..2 * SPAN + 1),
+            [5..SPAN, SPAN..2 * SPAN, 2 * SPAN..2 * SPAN + 1]
+        );
+    }
 
     #[test]
     fn numbers_that_touch_are_one_range() {

@@ -4,6 +4,8 @@
 //! names them. Jobs of lines are written in the transaction that moves the place behind them, and so is what is written of
 //! their ends, so that a turn that breaks off anywhere leaves nothing half done.
 
+mod open;
+
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
@@ -15,6 +17,7 @@ use sqlx::{PgPool, Postgres, Transaction};
 use time::{Date, OffsetDateTime, UtcOffset};
 use uuid::Uuid;
 
+pub use self::open::OpenBatches;
 use super::files::{self, NewFile};
 use super::jobs::{self, NewJob, Sealed, day};
 use super::{Store, StoreError, parsed};
@@ -467,7 +470,7 @@ impl Store {
             return Ok(false);
         }
         if !jobs.is_empty() {
-            jobs::insert(&mut transaction, jobs).await?;
+            jobs::insert(&mut *transaction, jobs).await?;
         }
         transaction.commit().await?;
         Ok(true)

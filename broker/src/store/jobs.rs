@@ -96,6 +96,8 @@ pub enum Accepted {
     Same(Uuid),
     /// The key was used for something else.
     Other,
+    /// The key was known, and forgotten while it was looked up: asked again, it is new.
+    Forgotten,
 }
 
 /// A job as it stands.
