@@ -12,6 +12,7 @@ mod hop;
 pub mod http;
 mod jobs;
 pub mod load;
+pub mod pace;
 mod peer;
 pub mod programs;
 pub mod prompts;

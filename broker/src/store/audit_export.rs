@@ -111,7 +111,7 @@ async fn prepare(connection: &mut PgConnection) -> Result<(), StoreError> {
         .execute(&mut *connection)
         .await?;
     sqlx::query_scalar!(
-        "SELECT concat(set_config('plan_cache_mode', 'force_custom_plan', true), set_config('jit', 'off', true),
+        "SELECT concat(set_config('plan_cache_mode', 'force_custom_plan', true),
                        set_config('statement_timeout', '1h', true))"
     )
     .fetch_one(connection)

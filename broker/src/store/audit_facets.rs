@@ -251,6 +251,33 @@ impl Store {
     }
 }
 
+/// A checked query of what a filter lets through of counted sorts, between two moments of the counts' own kind.
+macro_rules! sorts {
+    ($filter:expr, $since:expr, $until:expr, $from:tt) => {
+        sqlx::query_as!(
+            Sort,
+            r#"SELECT kind AS "kind!", outcome AS "outcome!", reason AS "reason!", feature AS "feature!",
+                      model AS "model!", instance_id AS "instance_id!", sum(records)::bigint AS "records!" "#
+                + $from
+                + " AND ($3::text IS NULL OR feature = $3)
+                    AND ($4::text IS NULL OR model = $4)
+                    AND ($5::text IS NULL OR instance_id = $5)
+                    AND ($6::text IS NULL OR outcome = $6)
+                    AND ($7::text IS NULL OR reason = $7)
+                    AND ($8::text IS NULL OR kind = $8)
+                    GROUP BY kind, outcome, reason, feature, model, instance_id",
+            $since,
+            $until,
+            $filter.feature.as_deref(),
+            $filter.model.as_deref(),
+            $filter.instance.as_deref(),
+            $filter.outcome.map(Outcome::as_str),
+            $filter.reason.as_deref(),
+            $filter.kind.map(AuditKind::as_str),
+        )
+    };
+}
+
 struct Counting<'a> {
     filter: &'a Filter,
     days: &'a [Day],
@@ -306,33 +333,14 @@ impl Counting<'_> {
         since: Option<Date>,
         until: Option<Date>,
     ) -> Result<(), StoreError> {
-        let filter = self.filter;
-        let sorts = sqlx::query_as!(
-            Sort,
-            r#"SELECT kind AS "kind!", outcome AS "outcome!", reason AS "reason!", feature AS "feature!",
-                      model AS "model!", instance_id AS "instance_id!", sum(records)::bigint AS "records!"
-               FROM audit_day_counts
-               WHERE ($1::date IS NULL OR occurred_on >= $1)
-                 AND ($2::date IS NULL OR occurred_on < $2)
-                 AND ($3::text IS NULL OR feature = $3)
-                 AND ($4::text IS NULL OR model = $4)
-                 AND ($5::text IS NULL OR instance_id = $5)
-                 AND ($6::text IS NULL OR outcome = $6)
-                 AND ($7::text IS NULL OR reason = $7)
-                 AND ($8::text IS NULL OR kind = $8)
-               GROUP BY kind, outcome, reason, feature, model, instance_id"#,
+        let sorts = sorts!(
+            self.filter,
             since,
             until,
-            filter.feature.as_deref(),
-            filter.model.as_deref(),
-            filter.instance.as_deref(),
-            filter.outcome.map(Outcome::as_str),
-            filter.reason.as_deref(),
-            filter.kind.map(AuditKind::as_str),
-        )
-        .fetch_all(connection)
-        .await?;
-        self.sorts.extend(sorts);
+            "FROM audit_day_counts
+             WHERE ($1::date IS NULL OR occurred_on >= $1) AND ($2::date IS NULL OR occurred_on < $2)"
+        );
+        self.sorts.extend(sorts.fetch_all(connection).await?);
         Ok(())
     }
 
@@ -342,33 +350,14 @@ impl Counting<'_> {
         since: Option<OffsetDateTime>,
         until: Option<OffsetDateTime>,
     ) -> Result<(), StoreError> {
-        let filter = self.filter;
-        let sorts = sqlx::query_as!(
-            Sort,
-            r#"SELECT kind AS "kind!", outcome AS "outcome!", reason AS "reason!", feature AS "feature!",
-                      model AS "model!", instance_id AS "instance_id!", sum(records)::bigint AS "records!"
-               FROM audit_counts
-               WHERE ($1::timestamptz IS NULL OR hour >= $1)
-                 AND ($2::timestamptz IS NULL OR hour < $2)
-                 AND ($3::text IS NULL OR feature = $3)
-                 AND ($4::text IS NULL OR model = $4)
-                 AND ($5::text IS NULL OR instance_id = $5)
-                 AND ($6::text IS NULL OR outcome = $6)
-                 AND ($7::text IS NULL OR reason = $7)
-                 AND ($8::text IS NULL OR kind = $8)
-               GROUP BY kind, outcome, reason, feature, model, instance_id"#,
+        let sorts = sorts!(
+            self.filter,
             since,
             until,
-            filter.feature.as_deref(),
-            filter.model.as_deref(),
-            filter.instance.as_deref(),
-            filter.outcome.map(Outcome::as_str),
-            filter.reason.as_deref(),
-            filter.kind.map(AuditKind::as_str),
-        )
-        .fetch_all(connection)
-        .await?;
-        self.sorts.extend(sorts);
+            "FROM audit_counts
+             WHERE ($1::timestamptz IS NULL OR hour >= $1) AND ($2::timestamptz IS NULL OR hour < $2)"
+        );
+        self.sorts.extend(sorts.fetch_all(connection).await?);
         Ok(())
     }
 

@@ -28,7 +28,7 @@ pub(super) async fn insert(connection: &mut PgConnection, ends: &[&AuditRecord])
               AS late (day, request_id, broker, occurred_at, outcome, record)
          JOIN audit_events AS stands
            ON stands.day = late.day AND stands.request_id = late.request_id AND stands.kind = 'ended'
-         WHERE (stands.broker, stands.occurred_at) IS DISTINCT FROM (late.broker, late.occurred_at)
+         WHERE stands.day = ANY($1) AND (stands.broker, stands.occurred_at) IS DISTINCT FROM (late.broker, late.occurred_at)
            AND (SELECT count(*) FROM audit_late_ends) < 100000
          ON CONFLICT DO NOTHING",
         &days,

@@ -8,7 +8,8 @@ use super::audit_events::day_of;
 use super::{Store, StoreError};
 
 /// A search walks down the index of moments and looks each request's end up. Partitions of today have no statistics that
-/// would tell the planner so: it reads whole days then, for as long as it may, and whoever drops one waits for it.
+/// would tell the planner so: it reads whole days then, for as long as it may, and whoever drops one waits for it. That an
+/// end lies in the same days is said in so many words: else each request is looked up in a plan of all partitions.
 const BEGIN: &str = "BEGIN; SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL statement_timeout = '15s'; \
                      SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; \
                      SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; \
@@ -58,7 +59,7 @@ impl Store {
                AND day BETWEEN $4 AND $5
                AND NOT EXISTS (SELECT FROM audit_events AS ended
                                WHERE ended.day = admitted.day AND ended.request_id = admitted.request_id
-                                 AND ended.kind = 'ended')
+                                 AND ended.kind = 'ended' AND ended.day BETWEEN $4 AND $5)
              ORDER BY occurred_at, request_id
              LIMIT $6",
             after.at,
@@ -115,7 +116,8 @@ impl Store {
             "SELECT ended.request_id
              FROM unnest($1::date[], $2::uuid[]) AS asked (day, request_id)
              JOIN audit_events AS ended
-               ON ended.day = asked.day AND ended.request_id = asked.request_id AND ended.kind = 'ended'",
+               ON ended.day = asked.day AND ended.request_id = asked.request_id AND ended.kind = 'ended'
+             WHERE ended.day = ANY($1)",
             &days,
             requests,
         )

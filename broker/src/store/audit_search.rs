@@ -271,10 +271,9 @@ pub(super) async fn days(connection: &mut PgConnection) -> Result<Vec<Day>, Stor
 
 /// Has each statement of the transaction planned for its own values, and ended when it takes too long.
 pub(super) async fn prepare(connection: &mut PgConnection) -> Result<(), StoreError> {
-    // A plan that suits all filters would scan everything. Compiling one for many partitions takes longer than doing it, and
-    // no constraint of theirs rules out what is asked for.
+    // A plan that suits all filters would scan everything, and no constraint of the partitions rules out what is asked for.
     sqlx::query_scalar!(
-        "SELECT concat(set_config('plan_cache_mode', 'force_custom_plan', true), set_config('jit', 'off', true),
+        "SELECT concat(set_config('plan_cache_mode', 'force_custom_plan', true),
                        set_config('constraint_exclusion', 'off', true), set_config('statement_timeout', '15s', true))"
     )
     .fetch_one(connection)

@@ -233,7 +233,7 @@ pub fn day(id: Uuid) -> Date {
 /// again and again until a vacuum, where a plain one marks such entries and passes them by the next time; jobs leave an
 /// entry behind with each change.
 const BEGIN: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; \
-                     SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL jit = off; \
+                     SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; \
                      SET LOCAL plan_cache_mode = force_generic_plan";
 
 impl Store {

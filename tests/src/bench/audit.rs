@@ -1,8 +1,11 @@
 //! What the audit log costs, and how fast its writer works off a backlog.
 //!
-//! The audit log cannot be switched off, so two windows are compared: one as always, and one while PostgreSQL is held up
-//! (all its processes stopped by signal). In the second each request still has its records in NATS before its client
-//! sees anything, but nobody carries them on. What was held up is the backlog whose working off is measured then.
+//! The audit log cannot be switched off: a broker that was built without one, for this alone, is what it is compared with
+//! ([`unaudited`]). Then there is a window while PostgreSQL is held up (all its processes stopped by signal): each request still
+//! has its records in NATS before its client sees anything, but nobody carries them on. What was held up is the backlog
+//! whose working off is measured then.
+
+mod unaudited;
 
 use std::time::{Duration, Instant};
 
@@ -12,6 +15,7 @@ use nix::unistd::Pid;
 use serde::Serialize;
 use tokio::runtime::Runtime;
 
+pub use self::unaudited::Cost;
 use super::Options;
 use super::check::Shape;
 use super::cpu::{Process, Usage, family};
@@ -31,6 +35,8 @@ const LOOK: Duration = Duration::from_millis(20);
 /// What was measured.
 #[derive(Clone, Debug, Serialize)]
 pub struct Audit {
+    /// With and without records.
+    pub cost: Cost,
     /// With and without the way into PostgreSQL.
     pub rows: Vec<Row>,
     /// Records of the backlog.
@@ -81,6 +87,7 @@ pub(super) fn measure(
     let target = way.context("this scenario needs a broker")?.target;
     let postgres = options.pids.iter().find(|process| process.name == POSTGRES);
     let postgres = postgres.context("this scenario needs --pid postgres=PID")?;
+    let cost = unaudited::measure(options, servers, &target, runtime, progress)?;
     let load = |request| window(options, ("audit", request, "broker"), &target, CONCURRENCY);
     progress("audit: records into PostgreSQL");
     let on = load("carried on")?;
@@ -113,6 +120,7 @@ pub(super) fn measure(
         .iter()
         .filter(|used| ["broker", "nats", POSTGRES].contains(&used.name.as_str()));
     Ok(Audit {
+        cost,
         rows: vec![on, off],
         backlog: records,
         missing,
@@ -179,9 +187,8 @@ async fn counted(options: &Options, servers: &Servers) -> anyhow::Result<Counted
 /// The table's lines, and what they come to.
 pub(super) fn lines(audit: &Audit) -> Vec<String> {
     let parts = ["broker", "worker", "nats", POSTGRES];
-    let cells: Vec<_> = audit
-        .rows
-        .iter()
+    let rows = audit.cost.rows.iter().chain(&audit.rows);
+    let cells: Vec<_> = rows
         .map(|row| {
             let mut cells = vec![
                 row.request.to_owned(),
@@ -206,6 +213,7 @@ pub(super) fn lines(audit: &Audit) -> Vec<String> {
         "POSTGRES",
     ];
     let mut lines = table::lines(2, &headings, &cells);
+    lines.push(audit.cost.line());
     let used: Vec<_> = audit
         .used_us
         .iter()

@@ -246,7 +246,11 @@ impl Report {
             .iter()
             .chain(prompts)
             .chain(self.scale.iter().map(|row| &row.row))
-            .chain(self.audit.iter().flat_map(|audit| &audit.rows))
+            .chain(
+                self.audit
+                    .iter()
+                    .flat_map(|audit| audit.cost.rows.iter().chain(&audit.rows)),
+            )
             .chain(&self.jobs)
             .chain(self.soak.iter().flat_map(|soak| &soak.rows))
     }

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tokio::runtime::Runtime;
-use tokio::task::JoinSet;
 
 use super::check::Shape;
 use super::cpu::{Holding, Process};
-use super::load::{Client, Measured, Target};
+use super::load::Target;
+use super::pace::paced;
 use super::report::Row;
 use super::target::Servers;
 use super::throughput::{serves, taking_part};
@@ -90,7 +90,8 @@ pub(super) fn measure(
     let whole = Duration::from_secs(options.seconds);
     let (measured, looks) = runtime.block_on(async {
         let began = Instant::now();
-        let load = tokio::spawn(load(kinds.clone(), options.rate, began, whole));
+        let targets: Vec<_> = kinds.iter().map(|(_, target)| Arc::new(target.clone())).collect();
+        let load = tokio::spawn(paced(targets, CONNECTIONS, options.rate, began, whole));
         let mut looks: Vec<(Duration, Vec<Holding>)> = Vec::new();
         while began.elapsed() < whole {
             tokio::time::sleep(EVERY).await;
@@ -142,53 +143,6 @@ fn told(at: Duration, whole: Duration, processes: &[Process], look: Option<&Vec<
         whole.as_secs(),
         memory.join(", ")
     )
-}
-
-/// All connections of all kinds, until the time is over; one result for each kind.
-async fn load(
-    kinds: Vec<(&'static str, Target)>,
-    rate: f64,
-    began: Instant,
-    whole: Duration,
-) -> Vec<Measured> {
-    let connections = kinds.len() * CONNECTIONS;
-    let period = Duration::from_secs_f64(connections as f64 / rate);
-    let mut running = JoinSet::new();
-    let count = kinds.len();
-    for (kind, (_, target)) in kinds.into_iter().enumerate() {
-        let target = Arc::new(target);
-        for number in 0..CONNECTIONS {
-            let client = Client::new(Arc::clone(&target), number);
-            // Evenly spread, so that no two are due at once.
-            let first = began + period.mul_f64((number * count + kind) as f64 / connections as f64);
-            running.spawn(async move { (kind, one(client, first, period, began + whole).await) });
-        }
-    }
-    let mut all = vec![Measured::default(); count];
-    while let Some(ended) = running.join_next().await {
-        match ended {
-            Ok((kind, measured)) => all[kind].add(measured),
-            Err(error) => all[0].tell(error.to_string()),
-        }
-    }
-    all
-}
-
-async fn one(mut client: Client, first: Instant, period: Duration, until: Instant) -> Measured {
-    let mut measured = Measured::default();
-    let mut due = first;
-    while due < until {
-        tokio::time::sleep_until(due.into()).await;
-        match client.ask(due).await {
-            Ok(sample) => {
-                measured.samples.push(sample);
-                measured.ended += 1;
-            }
-            Err(problem) => measured.tell(problem),
-        }
-        due += period;
-    }
-    measured
 }
 
 impl Grown {

@@ -342,7 +342,7 @@ fn code_completion(marker: &str) -> Value {
     })
 }
 
-fn address(url: &Url) -> anyhow::Result<SocketAddr> {
+pub(super) fn address(url: &Url) -> anyhow::Result<SocketAddr> {
     ensure!(
         url.scheme() == "http",
         "{url} is not http://, and no other is spoken here"
