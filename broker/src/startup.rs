@@ -1,6 +1,7 @@
 //! Builds each part once, in dependency order, and runs them until the drain
 //! is over.
 
+mod audit;
 mod files;
 mod follow;
 mod front;
@@ -12,7 +13,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use duo_contract::snapshot::BodyPolicy;
 use duo_process::admin::{self, Readiness};
 use duo_process::config::{CONFIG_EXIT_CODE, Env};
 use duo_process::nats::Nats;
@@ -29,11 +29,9 @@ use files::{
 use crate::admission::Admission;
 use crate::api::admin::AdminState;
 use crate::api::{self, ApiState};
-use crate::audit::bodies::{Bodies, BodyMetrics};
-use crate::audit::forward::ForwardMetrics;
-use crate::audit::keys::DataKeys;
+use crate::audit::bodies::Bodies;
 use crate::audit::reader::Reader;
-use crate::audit::{AuditLog, checkpoint, forward, retention, sign_ins, sink, sweeper, writer};
+use crate::audit::{AuditLog, sink};
 use crate::auth::direct::SigningKeys;
 use crate::auth::{AuthConfig, Authenticator};
 use crate::bulk::metrics::BulkMetrics;
@@ -140,7 +138,7 @@ pub async fn run(
     let outlets = (nats.clone(), metrics.clone(), audit_stores.clone());
     let (audit_sink, audit_task) = sink::sink(outlets, shutdown.clone(), closing.clone());
     let audit_done = tokio::spawn(audit_task);
-    let (audit, bodies) = audit_log(&config, &audit_sink, &metrics, (&nats, &registry), &shutdown)?;
+    let (audit, bodies) = audit::log(&config, &audit_sink, &metrics, (&nats, &registry), &shutdown)?;
     let parts = Parts {
         broker: config.name.clone(),
         nats: nats.clone(),
@@ -161,7 +159,7 @@ pub async fn run(
     );
     follow_gitlab(&background, &registry, &config, &store)?;
     let webhooks = tell_receivers(&background, &registry, &config, &store)?;
-    keep_records(&background, &registry, &config, (&store, &nats), audit_sink)?;
+    audit::keep(&background, &registry, &config, (&store, &nats), audit_sink)?;
     background.spawn("fleet", fleet::watch(nats.clone(), fleet, background.clone()));
     watch_queue(&background, &nats, config.queue, &dispatch, &routing);
     let authenticator = authenticator(&config, identities, signing, &registry)?;
@@ -361,7 +359,7 @@ async fn first_configuration(
         () = tokio::time::sleep(CONFIGURATION_PATIENCE) => {}
         () = shutdown.begun() => {}
     }
-    can_keep(bodies, routing)
+    audit::can_keep(bodies, routing)
 }
 
 /// The operations port answers from the start, so that a slow start can be seen.
@@ -404,25 +402,6 @@ fn follow_gitlab(
     Ok(())
 }
 
-/// Hands audit records on, where an operator wants that.
-fn forward_records(
-    background: &Shutdown,
-    registry: &Registry,
-    config: &Config,
-    store: &Store,
-) -> anyhow::Result<()> {
-    let metrics = ForwardMetrics::register(registry);
-    let no_redirects = reqwest::redirect::Policy::none();
-    let client = http_client(config.gitlab_ca_file.as_deref(), no_redirects)?;
-    forward::spawn(
-        config.audit.forward.clone(),
-        (store, client),
-        &metrics,
-        background,
-    );
-    Ok(())
-}
-
 /// Tells receivers of what was written for them; what comes back has that done at once.
 fn tell_receivers(
     background: &Shutdown,
@@ -442,101 +421,6 @@ fn tell_receivers(
     let metrics = WebhookMetrics::register(registry);
     background.spawn("webhooks", webhooks::run(parts, metrics, background.clone()));
     Ok(webhooks)
-}
-
-/// Records of requests, and of callers that are not let in; and what sees to prompts and answers.
-fn audit_log(
-    config: &Config,
-    sink: &sink::AuditSink,
-    metrics: &Metrics,
-    (nats, registry): (&Nats, &Registry),
-    shutdown: &Shutdown,
-) -> anyhow::Result<(AuditLog, Bodies)> {
-    let masters = read_master_keys(config.audit.master_key_file.as_deref())?;
-    let bodies = Bodies::new(
-        nats.clone(),
-        masters.map(DataKeys::new),
-        config.audit.bodies.clone(),
-        BodyMetrics::register(registry),
-        shutdown.clone(),
-    );
-    let audit = AuditLog::new(&config.name, sink.clone(), metrics.clone()).with_bodies(bodies.clone());
-    shutdown.spawn("sign-ins", sign_ins::run(audit.clone(), shutdown.clone()));
-    Ok((audit, bodies))
-}
-
-/// A broker that cannot keep what it should does not start; one whose configuration comes to ask for it later says so
-/// and keeps digests.
-fn can_keep(bodies: &Bodies, routing: &Routing) -> anyhow::Result<()> {
-    let table = routing.load();
-    let full: Vec<_> = table
-        .features()
-        .filter(|feature| feature.bodies == BodyPolicy::Full)
-        .map(|feature| feature.name.as_str())
-        .collect();
-    if bodies.can_seal() || full.is_empty() {
-        return Ok(());
-    }
-    anyhow::bail!(
-        "the configuration has `bodies: full` for {}, and DUO_AUDIT_MASTER_KEY_FILE is not set: name a file with a line of \
-         base64 of 32 random bytes, or choose `digest` or `none`",
-        full.join(", ")
-    )
-}
-
-/// Brings audit records into Postgres, signed ones where there is a key, and an end to those that would have none.
-fn keep_records(
-    background: &Shutdown,
-    registry: &Registry,
-    config: &Config,
-    (store, nats): (&Store, &Nats),
-    sink: sink::AuditSink,
-) -> anyhow::Result<()> {
-    let gauges = writer::WriterMetrics::register(registry);
-    let sweeper = sweeper::Parts {
-        broker: config.name.clone(),
-        after: config.abandon_after,
-        store: store.clone(),
-        nats: nats.clone(),
-        sink,
-    };
-    background.spawn(
-        "audit writer",
-        writer::run(store.clone(), nats.clone(), gauges, background.clone()),
-    );
-    let gauges = retention::RetentionMetrics::register(registry);
-    let days = config.audit.events_days;
-    background.spawn(
-        "audit retention",
-        retention::run(store.clone(), days, gauges, background.clone()),
-    );
-    let gauges = sweeper::SweeperMetrics::register(registry);
-    background.spawn("sweeper", sweeper::run(sweeper, gauges, background.clone()));
-    forward_records(background, registry, config, store)?;
-    sign_records(background, registry, config, store)
-}
-
-/// Keeps the audit log's hash tree and signs it, where there is a key.
-fn sign_records(
-    background: &Shutdown,
-    registry: &Registry,
-    config: &Config,
-    store: &Store,
-) -> anyhow::Result<()> {
-    let Some(keys) = read_audit_keys(config.audit.key_file.as_deref())? else {
-        return Ok(());
-    };
-    let parts = checkpoint::Parts {
-        store: store.clone(),
-        keys,
-        file: config.audit.checkpoint_file.clone(),
-    };
-    let metrics = checkpoint::CheckpointMetrics::register(registry);
-    background.spawn(
-        "audit checkpoints",
-        checkpoint::run(parts, metrics, background.clone()),
-    );
-    Ok(())
 }
 
 /// Keeps the gauges of the queue true, and streams and consumers there.

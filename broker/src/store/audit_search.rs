@@ -4,16 +4,19 @@
 //! over hours in which nothing of the sort occurred (`audit_counts`), and looks at records in steps when no index knows
 //! its filters. What it has not reached when its time is up the next page goes on with, so no search is too slow.
 
+mod filter;
+mod stretch;
+
 use std::time::{Duration, Instant};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use duo_contract::audit::{AuditKind, Outcome};
 use serde::Serialize;
 use sqlx::PgConnection;
-use time::{Date, OffsetDateTime};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
+pub use self::filter::{Cursor, Filter};
+pub(super) use self::stretch::{Day, Stretch, days, stretch};
 use super::audit_events::{Event, day_of};
 use super::audit_matching::matching;
 use super::{Store, StoreError};
@@ -33,89 +36,6 @@ const FASTER: usize = 8;
 const HOURS: i64 = 64;
 const HOUR: time::Duration = time::Duration::HOUR;
 
-/// What to search for; everything named must hold.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Filter {
-    /// This feature.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub feature: Option<String>,
-    /// This model.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub model: Option<String>,
-    /// This GitLab user id, or the id of an API token.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub user: Option<String>,
-    /// This GitLab instance.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub instance: Option<String>,
-    /// This client program, as its headers say.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub client: Option<String>,
-    /// Not before.
-    #[serde(
-        with = "time::serde::rfc3339::option",
-        skip_serializing_if = "Option::is_none"
-    )]
-    pub since: Option<OffsetDateTime>,
-    /// Before.
-    #[serde(
-        with = "time::serde::rfc3339::option",
-        skip_serializing_if = "Option::is_none"
-    )]
-    pub until: Option<OffsetDateTime>,
-    /// Terminal records with this outcome.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub outcome: Option<Outcome>,
-    /// Terminal records with this reason.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-    /// This request.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub request_id: Option<Uuid>,
-    /// Requests about this job.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub job_id: Option<Uuid>,
-    /// This correlation id, `X-Request-ID` of the caller.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub correlation_id: Option<String>,
-    /// This trace.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub trace_id: Option<String>,
-    /// Records of this kind.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub kind: Option<AuditKind>,
-    /// With this text somewhere in what is told of the request, in capitals or not.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub q: Option<String>,
-}
-
-impl Filter {
-    /// Does no more than the sorts that are counted decide, beside the time?
-    pub(super) fn is_of_sorts(&self) -> bool {
-        let others = [
-            &self.user,
-            &self.client,
-            &self.correlation_id,
-            &self.trace_id,
-            &self.q,
-        ];
-        others.iter().all(|other| other.is_none()) && self.request_id.is_none() && self.job_id.is_none()
-    }
-
-    /// Is there a sort to look for?
-    fn names_a_sort(&self) -> bool {
-        let sorts = [&self.feature, &self.model, &self.instance, &self.reason];
-        sorts.iter().any(|sort| sort.is_some()) || self.outcome.is_some() || self.kind.is_some()
-    }
-
-    /// Is every record that an index finds one that is looked for?
-    fn is_indexed(&self) -> bool {
-        let others = [&self.client, &self.correlation_id, &self.trace_id, &self.q];
-        let few = self.request_id.is_some() || self.job_id.is_some();
-        few || (!self.names_a_sort() && others.iter().all(|other| other.is_none()))
-    }
-}
-
 /// Events, newest first, and where the next page begins.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Page {
@@ -129,144 +49,6 @@ pub struct Page {
         skip_serializing_if = "Option::is_none"
     )]
     pub searched_to: Option<OffsetDateTime>,
-}
-
-/// A place between two events; opaque to clients.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Cursor {
-    occurred_at: OffsetDateTime,
-    request_id: Uuid,
-    kind: String,
-}
-
-impl Cursor {
-    /// Reads a cursor that an earlier page gave.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        let plain = String::from_utf8(URL_SAFE_NO_PAD.decode(text).ok()?).ok()?;
-        let mut parts = plain.splitn(3, '.');
-        let micros: i128 = parts.next()?.parse().ok()?;
-        let request_id = Uuid::try_parse(parts.next()?).ok()?;
-        let kind = parts.next()?;
-        Some(Self {
-            occurred_at: OffsetDateTime::from_unix_timestamp_nanos(micros.checked_mul(1000)?).ok()?,
-            request_id,
-            kind: kind.to_owned(),
-        })
-    }
-
-    /// Before everything that occurred from this moment on.
-    fn at(moment: OffsetDateTime) -> Self {
-        Self {
-            occurred_at: moment,
-            request_id: Uuid::nil(),
-            kind: String::new(),
-        }
-    }
-
-    fn after(event: &Event) -> Self {
-        Self {
-            occurred_at: event.occurred_at,
-            request_id: event.request_id,
-            kind: event.kind.clone(),
-        }
-    }
-}
-
-impl std::fmt::Display for Cursor {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let micros = self.occurred_at.unix_timestamp_nanos() / 1000;
-        let plain = format!("{micros}.{}.{}", self.request_id.simple(), self.kind);
-        f.write_str(&URL_SAFE_NO_PAD.encode(plain))
-    }
-}
-
-impl Serialize for Cursor {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-/// A partition, and when its records occurred.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Day {
-    pub(super) day: Date,
-    first_hour: OffsetDateTime,
-    last_hour: OffsetDateTime,
-}
-
-impl Day {
-    fn end(&self) -> OffsetDateTime {
-        self.last_hour.saturating_add(HOUR)
-    }
-}
-
-/// Partitions in which records of a time lie.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Stretch {
-    pub(super) days: Vec<Date>,
-    /// Records of the stretch occurred at this moment or later; every later one up to where the search is, is in it.
-    pub(super) from: OffsetDateTime,
-    /// Nothing is left below it.
-    pub(super) is_last: bool,
-}
-
-impl Stretch {
-    /// The first of its partitions.
-    pub(super) fn first(&self) -> Option<Date> {
-        self.days.iter().min().copied()
-    }
-
-    /// The last.
-    pub(super) fn last(&self) -> Option<Date> {
-        self.days.iter().max().copied()
-    }
-
-    /// Its partitions, where those from the first to the last are more. PostgreSQL plans a query of a span faster, since it
-    /// compares each partition with each day of a list.
-    pub(super) fn only(&self) -> Option<&[Date]> {
-        let (first, last) = (self.first()?, self.last()?);
-        let span = usize::try_from((last - first).whole_days()).ok()?;
-        (span >= self.days.len()).then_some(&self.days[..])
-    }
-}
-
-/// The stretch below `until`, of `most` partitions, or of none when nothing is left.
-pub(super) fn stretch(
-    days: &[Day],
-    since: Option<OffsetDateTime>,
-    until: Option<OffsetDateTime>,
-    most: usize,
-) -> Option<Stretch> {
-    let mut open: Vec<&Day> = days
-        .iter()
-        .filter(|day| until.is_none_or(|until| day.first_hour < until))
-        .filter(|day| since.is_none_or(|since| day.end() > since))
-        .collect();
-    open.sort_by_key(|day| std::cmp::Reverse(day.end()));
-    let rest = open.split_off(most.min(open.len()));
-    let first = open.iter().map(|day| day.first_hour).min()?;
-    // What the other partitions hold occurred before this.
-    let below = rest.first().map(|day| day.end());
-    // Where the others reach up to here, they are of this stretch too.
-    if below.is_some_and(|below| until.is_some_and(|until| below >= until)) {
-        return stretch(days, since, until, most.saturating_mul(2).max(1));
-    }
-    let from = below.unwrap_or(first);
-    let from = since.map_or(from, |since| since.max(from));
-    Some(Stretch {
-        days: open.iter().map(|day| day.day).collect(),
-        from,
-        is_last: below.is_none_or(|below| since.is_some_and(|since| since >= below)),
-    })
-}
-
-/// The partitions there are records in.
-pub(super) async fn days(connection: &mut PgConnection) -> Result<Vec<Day>, StoreError> {
-    let days = sqlx::query_as!(Day, "SELECT day, first_hour, last_hour FROM audit_days")
-        .fetch_all(connection)
-        .await?;
-    Ok(days)
 }
 
 /// Has each statement of the transaction planned for its own values, and ended when it takes too long.
@@ -593,85 +375,5 @@ impl Search<'_> {
             }
         }
         Ok(edge)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use time::macros::{date, datetime};
-
-    use super::*;
-
-    #[test]
-    fn a_cursor_survives_its_text() {
-        let cursor = Cursor {
-            occurred_at: datetime!(2026-09-22 10:13:20.123456 UTC),
-            request_id: Uuid::now_v7(),
-            kind: "ended".into(),
-        };
-        assert_eq!(Cursor::parse(&cursor.to_string()), Some(cursor));
-        assert_eq!(Cursor::parse("nonsense"), None);
-    }
-
-    #[test]
-    fn days_with_gaps_are_named() {
-        let stretch = |days: &[Date]| Stretch {
-            days: days.to_vec(),
-            from: OffsetDateTime::UNIX_EPOCH,
-            is_last: true,
-        };
-        let (first, next) = (date!(2026 - 1 - 1), date!(2026 - 1 - 2));
-        let whole = stretch(&[next, first]);
-        assert_eq!(
-            (whole.first(), whole.last(), whole.only()),
-            (Some(first), Some(next), None)
-        );
-        let gap = stretch(&[date!(2026 - 1 - 4), first, next]);
-        assert_eq!(gap.only(), Some(&gap.days[..]));
-    }
-
-    #[test]
-    fn a_stretch_holds_every_record_from_its_begin_on() {
-        let day = |day, first_hour, last_hour| Day {
-            day,
-            first_hour,
-            last_hour,
-        };
-        let days = [
-            day(
-                date!(2026 - 1 - 1),
-                datetime!(2026-01-01 00:00 UTC),
-                datetime!(2026-01-03 07:00 UTC),
-            ),
-            day(
-                date!(2026 - 1 - 2),
-                datetime!(2026-01-02 00:00 UTC),
-                datetime!(2026-01-03 00:00 UTC),
-            ),
-            day(
-                date!(2026 - 1 - 3),
-                datetime!(2026-01-03 00:00 UTC),
-                datetime!(2026-01-03 09:00 UTC),
-            ),
-        ];
-        let newest = stretch(&days, None, None, 1).unwrap();
-        assert_eq!(newest.days, [date!(2026 - 1 - 3)]);
-        // A request of the first day ended as late as that.
-        assert_eq!(newest.from, datetime!(2026-01-03 08:00 UTC));
-        let next = stretch(&days, None, Some(newest.from), 1).unwrap();
-        assert_eq!(next.days, [date!(2026 - 1 - 3), date!(2026 - 1 - 1)]);
-        assert_eq!(
-            (next.from, next.is_last),
-            (datetime!(2026-01-03 01:00 UTC), false)
-        );
-        let last = stretch(&days, None, Some(next.from), 2);
-        assert_eq!(last.map(|last| (last.days.len(), last.is_last)), Some((3, true)));
-        let since = datetime!(2026-01-03 09:30 UTC);
-        let only = stretch(&days, Some(since), None, 1).unwrap();
-        assert_eq!((only.days.len(), only.from, only.is_last), (1, since, true));
-        assert_eq!(
-            stretch(&days, Some(datetime!(2026-02-01 00:00 UTC)), None, 1),
-            None
-        );
     }
 }

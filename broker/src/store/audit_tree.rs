@@ -1,20 +1,21 @@
 //! What the audit log's hash tree is made of and made to: records as leaves, tiles, checkpoints.
 
+mod names;
+mod turn;
+
 use std::collections::HashMap;
 use std::ops::Range;
 
 use futures_util::TryStreamExt as _;
 use sqlx::postgres::{PgRow, PgValueFormat};
-use sqlx::{PgConnection, Postgres, Row as _, Transaction, ValueRef as _};
-use time::OffsetDateTime;
+use sqlx::{PgConnection, Row as _, ValueRef as _};
 
-use super::{Store, StoreError, expect_rows, unsigned};
+pub use self::names::RecordName;
+pub use self::turn::Turn;
+use super::{Store, StoreError, unsigned};
 use crate::audit::canonical::{Canonical, FIELDS};
 use crate::audit::note::Checkpoint;
-use crate::audit::tree::{Hash, TILE, Tile, Tree, edge_of, root_of};
-
-/// Held by whoever extends the tree.
-const LOCK: &str = "audit_checkpoint";
+use crate::audit::tree::{Hash, TILE, Tree, edge_of, root_of};
 
 /// Every column that is hashed, in the order of [`FIELDS`]. Its values are taken as they come over the wire, so it is no
 /// checked query; a test compares it with the table.
@@ -37,42 +38,10 @@ pub struct Leaves {
     pub twice: Vec<u64>,
 }
 
-/// Where a record is, for people.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RecordName {
-    /// Its number.
-    pub seq: Option<i64>,
-    /// The request or what else it is about.
-    pub request_id: uuid::Uuid,
-    /// Which of its records.
-    pub kind: String,
-}
-
 /// A checkpoint's id, its size and what it says.
 pub type SizedCheckpoint = (i64, u64, Result<Checkpoint, StoreError>);
 
-/// One turn of extending the tree: a transaction that nobody else can be in. Dropped, it has done nothing.
-#[derive(Debug)]
-pub struct Turn {
-    transaction: Transaction<'static, Postgres>,
-}
-
 impl Store {
-    /// Begins a turn; `None` while another broker has it.
-    ///
-    /// # Errors
-    /// Postgres is away.
-    pub async fn begin_audit_turn(&self) -> Result<Option<Turn>, StoreError> {
-        let mut transaction = self.pool.begin().await?;
-        let locked = sqlx::query_scalar!(
-            r#"SELECT pg_try_advisory_xact_lock(hashtext($1)) AS "locked!""#,
-            LOCK
-        )
-        .fetch_one(&mut *transaction)
-        .await?;
-        Ok(locked.then_some(Turn { transaction }))
-    }
-
     /// The leaves of the records with numbers in `range`.
     ///
     /// # Errors
@@ -217,173 +186,6 @@ impl Store {
         rows.into_iter()
             .map(|row| Ok((row.id, checkpoint(row.size, &row.root, &row.note)?)))
             .collect()
-    }
-
-    /// Which record has the number `seq`.
-    ///
-    /// # Errors
-    /// Postgres is away.
-    pub async fn record_name(&self, seq: u64) -> Result<Option<RecordName>, StoreError> {
-        let name = sqlx::query_as!(
-            RecordName,
-            "SELECT seq, request_id, kind FROM audit_events WHERE seq = $1 LIMIT 1",
-            number(seq),
-        )
-        .fetch_optional(&self.pool)
-        .await?;
-        Ok(name)
-    }
-
-    /// The records about `id`, in their order.
-    ///
-    /// # Errors
-    /// Postgres is away.
-    pub async fn records_about(&self, id: uuid::Uuid) -> Result<Vec<RecordName>, StoreError> {
-        let names = sqlx::query_as!(
-            RecordName,
-            "SELECT seq, request_id, kind FROM audit_events
-             WHERE request_id = $1 AND day = $2 ORDER BY seq",
-            id,
-            super::audit_events::day_of(id),
-        )
-        .fetch_all(&self.pool)
-        .await?;
-        Ok(names)
-    }
-
-    /// A record without a number that is no older than the first one with a number, and one whose number is beyond those
-    /// that were given: neither can be.
-    ///
-    /// # Errors
-    /// Postgres is away.
-    pub async fn unnumbered_records(&self) -> Result<Vec<RecordName>, StoreError> {
-        let names = sqlx::query_as!(
-            RecordName,
-            r#"(SELECT seq, request_id AS "request_id!", kind AS "kind!" FROM audit_events
-              WHERE seq IS NULL
-                AND recorded_at >= (SELECT recorded_at FROM audit_events WHERE seq >= 0 ORDER BY seq LIMIT 1)
-              ORDER BY recorded_at LIMIT 10)
-             UNION ALL
-             (SELECT seq, request_id AS "request_id!", kind AS "kind!" FROM audit_events
-              WHERE seq >= (SELECT size FROM audit_head) ORDER BY seq LIMIT 10)"#,
-        )
-        .fetch_all(&self.pool)
-        .await?;
-        Ok(names)
-    }
-}
-
-impl Turn {
-    /// The checkpoint of the largest tree, the newest of them.
-    ///
-    /// # Errors
-    /// Postgres is away, or it is unreadable.
-    pub async fn last_checkpoint(&mut self) -> Result<Option<Checkpoint>, StoreError> {
-        last_checkpoint(&mut self.transaction).await
-    }
-
-    /// How many numbers have been given to records.
-    ///
-    /// # Errors
-    /// Postgres is away.
-    pub async fn size(&mut self) -> Result<u64, StoreError> {
-        head(&mut self.transaction).await
-    }
-
-    /// As [`Store::audit_tree`].
-    ///
-    /// # Errors
-    /// Postgres is away, or a tile or a record is missing.
-    pub async fn tree(&mut self, size: u64) -> Result<Tree, StoreError> {
-        tree(&mut self.transaction, size).await
-    }
-
-    /// As [`Store::audit_leaves`], those of dropped records by their tiles.
-    ///
-    /// # Errors
-    /// Postgres is away, or a row is unreadable.
-    pub async fn leaves(&mut self, range: Range<u64>) -> Result<Leaves, StoreError> {
-        known_leaves(&mut self.transaction, range).await
-    }
-
-    /// The number behind that of the last record that a tile holds.
-    ///
-    /// # Errors
-    /// Postgres is away.
-    pub async fn tiles_end(&mut self) -> Result<u64, StoreError> {
-        tiles_end(&mut self.transaction).await
-    }
-
-    /// Writes tiles; those that are there already stay as they are.
-    ///
-    /// # Errors
-    /// Postgres is away, or one is there with other hashes.
-    pub async fn insert_tiles(&mut self, tiles: &[Tile]) -> Result<(), StoreError> {
-        for some in tiles.chunks(256) {
-            let levels: Vec<i16> = some.iter().map(|tile| i16::from(tile.level)).collect();
-            let numbers: Vec<i64> = some.iter().map(|tile| number(tile.number)).collect();
-            let hashes: Vec<Vec<u8>> = some.iter().map(|tile| tile.hashes.concat()).collect();
-            sqlx::query!(
-                "INSERT INTO audit_tiles (level, number, hashes)
-                 SELECT * FROM unnest($1::smallint[], $2::bigint[], $3::bytea[]) ON CONFLICT DO NOTHING",
-                &levels,
-                &numbers,
-                &hashes,
-            )
-            .execute(&mut *self.transaction)
-            .await?;
-            let same = sqlx::query_scalar!(
-                r#"SELECT count(*) AS "same!"
-                   FROM unnest($1::smallint[], $2::bigint[], $3::bytea[]) AS tile (level, number, hashes)
-                   JOIN audit_tiles AS kept
-                     ON kept.level = tile.level AND kept.number = tile.number AND kept.hashes = tile.hashes"#,
-                &levels,
-                &numbers,
-                &hashes,
-            )
-            .fetch_one(&mut *self.transaction)
-            .await?;
-            if same != i64::try_from(some.len()).unwrap_or(i64::MAX) {
-                return Err(StoreError::Corrupt {
-                    what: "tile of the audit log".into(),
-                    problem: "it differs from its records".into(),
-                });
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes a checkpoint.
-    ///
-    /// # Errors
-    /// Postgres is away or refuses.
-    pub async fn insert_checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
-        let result = sqlx::query!(
-            "INSERT INTO audit_checkpoints (size, root, signed_at, note) VALUES ($1, $2, $3, $4)",
-            number(checkpoint.size),
-            &checkpoint.root[..],
-            checkpoint.at.unwrap_or(OffsetDateTime::UNIX_EPOCH),
-            checkpoint.note,
-        )
-        .execute(&mut *self.transaction)
-        .await?;
-        expect_rows(&result, 1)
-    }
-
-    /// Ends the turn without having done anything; the next one can begin at once.
-    ///
-    /// # Errors
-    /// Postgres is away.
-    pub async fn leave(self) -> Result<(), StoreError> {
-        Ok(self.transaction.rollback().await?)
-    }
-
-    /// Ends the turn, and all that was written in it stands.
-    ///
-    /// # Errors
-    /// Postgres is away; it may stand or not.
-    pub async fn commit(self) -> Result<(), StoreError> {
-        Ok(self.transaction.commit().await?)
     }
 }
 
