@@ -17,6 +17,7 @@ use serde::Serialize;
 use tokio::runtime::Runtime;
 
 use super::super::Options;
+use super::super::cpu::Process;
 use super::super::load::{Measured, Target};
 use super::super::pace::paced;
 use super::super::programs::free_port;
@@ -75,6 +76,7 @@ impl Cost {
 struct Unaudited {
     broker: Child,
     url: Url,
+    ready: Url,
 }
 
 impl Unaudited {
@@ -82,24 +84,28 @@ impl Unaudited {
         let programs = &options.programs;
         let log = File::create(programs.local.join("logs/bench-unaudited.log"))?;
         let listen = format!("127.0.0.1:{}", free_port()?);
+        let operations = format!("127.0.0.1:{}", free_port()?);
         let broker = programs
             .command(PROGRAM, &["DUO_NATS_URL", "DUO_DATABASE_URL"])
             .arg("serve")
             .env("DUO_BROKER_NAME", "bench-unaudited")
             .env("DUO_LISTEN", &listen)
-            .env("DUO_ADMIN_LISTEN", format!("127.0.0.1:{}", free_port()?))
+            .env("DUO_ADMIN_LISTEN", &operations)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
             .with_context(|| format!("{PROGRAM} cannot be started; ./tests/bench/run audit builds it"))?;
-        let url = format!("http://{listen}").parse()?;
-        Ok(Self { broker, url })
+        Ok(Self {
+            broker,
+            url: format!("http://{listen}").parse()?,
+            ready: format!("http://{operations}/readyz").parse()?,
+        })
     }
 
     async fn ready(&mut self, servers: &Servers) -> anyhow::Result<()> {
-        let (ready, until) = (self.url.join("/readyz")?, Instant::now() + PATIENCE);
-        while servers.text(&ready).await.is_err() {
+        let until = Instant::now() + PATIENCE;
+        while servers.text(&self.ready).await.is_err() {
             if let Some(status) = self.broker.try_wait()? {
                 bail!("{PROGRAM} ended while starting ({status}); see .local/logs");
             }
@@ -135,23 +141,22 @@ pub(super) fn measure(
 ) -> anyhow::Result<Cost> {
     let mut broker = Unaudited::start(options)?;
     runtime.block_on(broker.ready(servers))?;
-    let mut without = options.clone();
-    for process in without.pids.iter_mut().filter(|process| process.name == "broker") {
-        process.pid = broker.broker.id();
-    }
+    // Whichever is asked, the other one writes some of the records into PostgreSQL.
+    let mut both = options.clone();
+    both.pids.push(Process {
+        name: "broker-unaudited".to_owned(),
+        pid: broker.broker.id(),
+    });
     let unaudited = Target {
         address: address(&broker.url)?,
         ..target.clone()
     };
-    let ways = [
-        ("with records", options, target),
-        ("without", &without, &unaudited),
-    ];
+    let ways = [("with records", target), ("without", &unaudited)];
     let mut rows = Vec::new();
     for turn in 1..=TURNS {
-        for (name, options, target) in ways {
+        for (name, target) in ways {
             progress(&format!("audit: {name}, {turn} of {TURNS}"));
-            rows.push(window(options, ("audit", name, "broker"), target, CONCURRENCY)?);
+            rows.push(window(&both, ("audit", name, "broker"), target, CONCURRENCY)?);
         }
     }
     let carried = rows
@@ -161,7 +166,7 @@ pub(super) fn measure(
     let (rate, span) = (carried / 2.0, Duration::from_secs(options.seconds));
     let mut halves = [Measured::default(), Measured::default()];
     for turn in 1..=TURNS {
-        for ((name, _, target), half) in ways.iter().zip(&mut halves) {
+        for ((name, target), half) in ways.iter().zip(&mut halves) {
             progress(&format!("audit: {name}, at half load, {turn} of {TURNS}"));
             let kind = [Arc::new((*target).clone())];
             let measured = runtime.block_on(paced(kind, CONNECTIONS, rate, Instant::now(), span));
