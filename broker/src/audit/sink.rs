@@ -25,7 +25,7 @@ use crate::dispatch::storing::Storing;
 use crate::metrics::Metrics;
 
 /// Built only to measure what records cost: none is written.
-const UNAUDITED: bool = cfg!(feature = "unaudited");
+pub const UNAUDITED: bool = cfg!(feature = "unaudited");
 /// Records that may wait for NATS.
 const CAPACITY: usize = 65_536;
 /// New requests are refused when fewer places than this are free: each open

@@ -61,15 +61,18 @@ pub(super) fn keep(
     registry: &Registry,
     config: &Config,
     (store, nats): (&Store, &Nats),
-    sink: sink::AuditSink,
+    records: sink::AuditSink,
 ) -> anyhow::Result<()> {
+    if sink::UNAUDITED {
+        return Ok(());
+    }
     let gauges = writer::WriterMetrics::register(registry);
     let sweeper = sweeper::Parts {
         broker: config.name.clone(),
         after: config.abandon_after,
         store: store.clone(),
         nats: nats.clone(),
-        sink,
+        sink: records,
     };
     background.spawn(
         "audit writer",

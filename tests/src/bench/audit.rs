@@ -90,14 +90,7 @@ pub(super) fn measure(
     let load = |request| window(options, ("audit", request, "broker"), &target, CONCURRENCY);
     progress("audit: records into PostgreSQL");
     let on = load("carried on")?;
-    runtime.block_on(async {
-        let until = Instant::now() + PATIENCE;
-        while counted(options, servers).await?.missing() > 0 {
-            ensure!(Instant::now() < until, "the audit log is not written in time");
-            tokio::time::sleep(LOOK).await;
-        }
-        anyhow::Ok(())
-    })?;
+    runtime.block_on(until_written(options, servers))?;
     progress("audit: records held up");
     let held = HeldUp::new(postgres)?;
     let off = load("held up")?;
@@ -120,7 +113,6 @@ pub(super) fn measure(
         .filter(|used| ["broker", "nats", POSTGRES].contains(&used.name.as_str()))
         .map(per_record)
         .collect();
-    // Last: the other broker writes some of this one's records into PostgreSQL, which its counts do not know of.
     let cost = unaudited::measure(options, servers, &target, runtime, progress)?;
     Ok(Audit {
         cost,
@@ -130,6 +122,16 @@ pub(super) fn measure(
         seconds,
         used_us,
     })
+}
+
+/// Waits until all records are in PostgreSQL.
+async fn until_written(options: &Options, servers: &Servers) -> anyhow::Result<()> {
+    let until = Instant::now() + PATIENCE;
+    while counted(options, servers).await?.missing() > 0 {
+        ensure!(Instant::now() < until, "the audit log is not written in time");
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
 }
 
 /// Waits until the backlog is in PostgreSQL: seconds from its first record, and what is missing.
