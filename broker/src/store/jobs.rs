@@ -10,6 +10,8 @@ mod operate;
 mod take;
 mod tell;
 
+use std::collections::HashMap;
+
 use duo_contract::audit::Who;
 use duo_contract::name::{FeatureName, Lane, ModelName};
 use serde_json::Value;
@@ -223,6 +225,12 @@ pub struct Ended {
 #[must_use]
 pub fn day(id: Uuid) -> Date {
     day_of(id).unwrap_or(Date::MIN)
+}
+
+/// What is sealed of each job.
+pub(super) fn by_job(rows: impl Iterator<Item = (Uuid, String, Vec<u8>)>) -> HashMap<Uuid, Sealed> {
+    rows.map(|(job, key_id, bytes)| (job, Sealed { key_id, bytes }))
+        .collect()
 }
 
 /// Partitions are made every day and grow within hours, before anybody has counted what is in them, and a plan that was

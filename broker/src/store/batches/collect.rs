@@ -10,7 +10,7 @@ use super::{BatchFence, BatchRow, Mark, begin, signed};
 use crate::bulk::state::BatchState;
 use crate::jobs::state::JobState;
 use crate::store::files::{self, NewFile};
-use crate::store::jobs::{Sealed, day};
+use crate::store::jobs::{Sealed, by_job, day};
 use crate::store::{Store, StoreError, parsed};
 
 /// How the job of a line ended.
@@ -135,14 +135,9 @@ impl Store {
         )
         .fetch_all(&self.pool)
         .await?;
-        let sealed = rows.into_iter().map(|row| {
-            let sealed = Sealed {
-                key_id: row.key_id,
-                bytes: row.sealed,
-            };
-            (row.job_id, sealed)
-        });
-        Ok(sealed.collect())
+        Ok(by_job(
+            rows.into_iter().map(|row| (row.job_id, row.key_id, row.sealed)),
+        ))
     }
 
     /// Writes what came of lines, all or nothing of it; false where the turn is another's by now.

@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::super::{Store, StoreError, parsed};
-use super::{Sealed, day};
+use super::{Sealed, by_job, day};
 use crate::jobs::state::JobState;
 
 /// Clients that one taking looks at; those after them have their turn in the next.
@@ -306,12 +306,7 @@ async fn inputs(connection: &mut PgConnection, ids: &[Uuid]) -> Result<HashMap<U
     )
     .fetch_all(connection)
     .await?;
-    let sealed = rows.into_iter().map(|row| {
-        let sealed = Sealed {
-            key_id: row.key_id,
-            bytes: row.sealed,
-        };
-        (row.job_id, sealed)
-    });
-    Ok(sealed.collect())
+    Ok(by_job(
+        rows.into_iter().map(|row| (row.job_id, row.key_id, row.sealed)),
+    ))
 }
